@@ -1,0 +1,27 @@
+"""The one family of errors that a person can cause, and the log they appear in."""
+
+import logging
+import sys
+
+
+class KLoraError(Exception):
+    """What was written, what is wrong with it, and what to do: one sentence for the person.
+
+    Raised anywhere in ``lib_klora``; caught once, by the session, which shows the sentence in the
+    page, the API answer, the picture's parameters and the log, and lets the picture be made.
+    """
+
+
+def get_log() -> logging.Logger:
+    """The logger of the extension; every line starts with ``[K-LoRA]``.
+
+    It has a handler of its own because neither host sets up the root logger for INFO.
+    """
+    log = logging.getLogger("lib_klora")
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("[K-LoRA] %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+    return log

@@ -1,0 +1,186 @@
+"""AUTOMATIC1111 1.10: extensions-builtin/Lora/networks.py.
+
+The host applies LoRAs lazily: every forward of a layer calls ``network_apply_weights``, which
+compares the names of ``networks.loaded_networks`` with those it applied last; where they differ it
+restores the layer from its backup and adds ``net.modules[layer].calc_updown`` of each network.
+
+So a pair is two networks of our own at the end of that list, and a layer's entry lies in the
+``modules`` of the one that wins it. A flip moves the entry and makes the layer's own record of what
+is applied invalid; the layer's next forward does the rest. Nothing else of the host is touched.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import network
+import networks
+import numpy as np
+import torch
+from modules import devices, sd_models, shared
+
+from ..errors import KLoraError
+from ..layer_names import common_name
+from ..lora_file import read_safetensors
+from ..pair import Pair
+from ..tag import ROLES, TagPair
+from .listing import find_on_disk
+from .protocol import HostLora, OnDisk
+
+_UNET = "diffusion_model_"
+_INVALID = ("K-LoRA: to be applied again",)
+_numbers = itertools.count(1)
+
+
+@dataclass(eq=False)
+class _Fusion:
+    nets: Mapping[str, network.Network]
+    """Role → our network."""
+    order: tuple[str, str]
+    """Roles in the order of the tags."""
+    multipliers: Mapping[str, tuple[float, float]]
+    """Role → (text encoder, UNet) weight."""
+    fixed: Mapping[str, Mapping[str, Any]]
+    """Role → module key → module, applied in every step: text encoder, layers of one file."""
+    layers: tuple[Mapping[str, Mapping[str, Any]], ...]
+    """Per paired layer: role → module key → module."""
+    content: np.ndarray | None = None
+    """The choice that the networks hold."""
+
+
+@dataclass(eq=False)
+class _Parts:
+    net: network.Network
+    text_encoder: dict[str, Any] = field(default_factory=dict)
+    unet: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Common name → module key → module."""
+
+
+class A1111:
+    """The Host protocol for AUTOMATIC1111 1.10."""
+
+    name = "AUTOMATIC1111"
+
+    def find(self, name: str) -> OnDisk | None:
+        return find_on_disk(networks, name)
+
+    def lora_names(self) -> list[str]:
+        return sorted(networks.available_networks)
+
+    def refresh_loras(self) -> None:
+        networks.list_available_networks()
+
+    def model(self) -> object:
+        return shared.sd_model
+
+    def device(self) -> torch.device:
+        return devices.device
+
+    def read(self, on_disk: OnDisk) -> Mapping[str, torch.Tensor]:
+        if on_disk.path.lower().endswith(".safetensors"):
+            return read_safetensors(on_disk.path)
+        try:
+            return sd_models.read_state_dict(on_disk.path)  # the host's restricted unpickler
+        except Exception as error:
+            raise KLoraError(
+                f"“{on_disk.name}” cannot be read ({error}): the file is damaged or not allowed."
+            ) from error
+
+    def load(self, on_disk: OnDisk, tensors: Mapping[str, torch.Tensor]) -> HostLora:
+        try:
+            net = networks.load_network(on_disk.name, on_disk.entry)
+        except Exception as error:  # the host raises AssertionError, KeyError, RuntimeError …
+            raise KLoraError(
+                f"“{on_disk.name}” cannot be applied by this WebUI: {error} Choose another file."
+            ) from error
+        parts = _Parts(net)
+        shapes = {}
+        for key, module in net.modules.items():
+            if key.startswith(_UNET):
+                name = common_name(key)
+                parts.unet.setdefault(name, {})[key] = module
+                weight = getattr(module.sd_module, "weight", None)
+                if weight is not None:
+                    shapes[name] = tuple(weight.shape)
+            else:
+                parts.text_encoder[key] = module
+        # The name is what the host compares: a new one for every file read.
+        net.name = net.mentioned_name = f"K-LoRA {next(_numbers)} {on_disk.name}"
+        net.modules = {}
+        net.dyn_dim = None
+        net.klora = True
+        return HostLora(on_disk, shapes, parts)
+
+    def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> _Fusion:
+        parts: dict[str, _Parts] = {role: lora.parts for role, lora in loras.items()}
+        tag_of = {"content": tags.content, "style": tags.style}
+        fixed: dict[str, dict[str, Any]] = {
+            role: dict(parts[role].text_encoder) if te else {} for role in ROLES
+        }
+        for name, role in pair.unpaired.items():
+            fixed[role].update(parts[role].unet[name])
+        return _Fusion(
+            nets={role: parts[role].net for role in ROLES},
+            order=tuple(tag.role for tag in tags.in_order()),
+            multipliers={role: (tag_of[role].te, tag_of[role].unet) for role in ROLES},
+            fixed=fixed,
+            layers=tuple(
+                {role: parts[role].unet[layer.name] for role in ROLES} for layer in pair.paired
+            ),
+        )
+
+    def attach(self, fusion: _Fusion, content: np.ndarray) -> None:
+        self.detach()
+        for role, net in fusion.nets.items():
+            net.te_multiplier, net.unet_multiplier = fusion.multipliers[role]
+        if fusion.content is None or not self._holds(fusion):
+            self._fill(fusion, content)
+        networks.loaded_networks.extend(fusion.nets[role] for role in fusion.order)
+
+    def select(self, fusion: _Fusion, content: np.ndarray) -> None:
+        for i in np.flatnonzero(fusion.content != content):
+            winner, loser = ROLES if content[i] else ROLES[::-1]
+            for key in fusion.layers[i][loser]:
+                module = fusion.nets[loser].modules.pop(key)
+                _invalidate(module)
+            for key, module in fusion.layers[i][winner].items():
+                fusion.nets[winner].modules[key] = module
+                _invalidate(module)
+        fusion.content = content
+
+    def detach(self) -> None:
+        networks.loaded_networks[:] = [
+            net for net in networks.loaded_networks if not hasattr(net, "klora")
+        ]
+
+    def _holds(self, fusion: _Fusion) -> bool:
+        """Whether the networks still hold this fusion: files are shared by fusions that differ
+        in scope or text encoder."""
+        return all(getattr(net, "klora_fusion", None) is fusion for net in fusion.nets.values())
+
+    def _fill(self, fusion: _Fusion, content: np.ndarray) -> None:
+        """Gives the networks exactly this fusion's modules, whatever they held before."""
+        for role, net in fusion.nets.items():
+            wanted = dict(fusion.fixed[role])
+            for layer, is_content in zip(fusion.layers, content, strict=True):
+                if is_content == (role == "content"):
+                    wanted.update(layer[role])
+            for key in net.modules.keys() ^ wanted.keys():
+                _invalidate(net.modules.get(key) or wanted[key])
+            net.modules = wanted
+            net.klora_fusion = fusion
+        fusion.content = content
+
+
+def _invalidate(module: Any) -> None:
+    """Lets the host apply the networks again at the layer's next forward.
+
+    Only a layer with a backup has anything applied; for one without, the host would take a changed
+    record for lost weights and raise (networks.py, network_apply_weights).
+    """
+    layer = module.sd_module
+    if getattr(layer, "network_weights_backup", None) is not None:
+        layer.network_current_names = _INVALID

@@ -1,0 +1,318 @@
+"""Forge: extensions-builtin/sd_forge_lora/networks.py, backend/patcher/lora.py.
+
+The host keeps, per patcher, ``lora_patches``: identifier → parameter key → entries
+``[strength, (type, tensors), strength_model, offset, function]``. ``LoraLoader.refresh`` merges all
+of them into the weights when the list of identifiers has changed, from backups, with its own rules
+for every storage type. It runs once, before the first step.
+
+So a pair is one more identifier at the end of that list, whose entries are those of the present
+winners. A flip changes the entries and then lets the host's own ``refresh`` run over the flipped
+parameters alone. The entries therefore always say what is merged; if a flip fails half-way the
+loader is told that nothing is, and the host's next full refresh puts everything right.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import networks
+import numpy as np
+import torch
+from backend import memory_management, utils
+from backend.args import dynamic_args
+from backend.patcher.lora import load_lora, model_lora_keys_clip, model_lora_keys_unet
+from modules import sd_models
+
+from ..errors import KLoraError
+from ..layer_names import common_name
+from ..lora_file import read_safetensors
+from ..pair import Pair
+from ..tag import ROLES, TagPair
+from .listing import find_on_disk
+from .protocol import HostLora, OnDisk
+
+_UNET = "diffusion_model."
+_MOST_UNMATCHED = 12
+"""The host drops a file with more unmatched keys (load_lora_for_models)."""
+_numbers = itertools.count(1)
+
+_Patches = Mapping[Any, Any]
+"""What ``load_lora`` makes: parameter key, or (key, offset[, function]) → (type, tensors)."""
+
+
+@dataclass(eq=False)
+class _Parts:
+    number: int
+    """Stands for this reading of this file in the host's identifiers."""
+    text_encoder: _Patches
+    unet: dict[str, list[tuple[str, Any]]] = field(default_factory=dict)
+    """Common layer name → (parameter key, entry without strength) of all its parameters."""
+
+
+@dataclass(eq=False)
+class _Fusion:
+    identifier: tuple[str, float, float, bool]
+    fixed: dict[str, list[list]]
+    """Parameter key → entries applied in every step: the layers of one file."""
+    layers: tuple[Mapping[str, Mapping[str, list[list]]], ...]
+    """Per paired layer: role → parameter key → entries."""
+    layers_of: dict[str, list[int]]
+    """Parameter key → the paired layers in it (several only for a fused parameter in parts)."""
+    text_encoder: tuple[tuple[str, _Patches, float], ...]
+    """(file name for the host, patches, strength) in the order of the tags."""
+    entries: dict[str, list[list]] = field(default_factory=dict)
+    """What the host sees under ``identifier``: the winners' entries. Changed in place, so that
+    every clone of the patcher sees it."""
+    content: np.ndarray | None = None
+    """The choice that ``entries`` holds."""
+    patched: Callable[[], Any] = lambda: None
+    """Weak reference to the host's objects with us, which know those without: reused while those
+    are current. Weak, because they hold the model, which must go when the checkpoint changes."""
+
+
+class _Part:
+    """The model, reduced to the parameters that a flip concerns, for ``LoraLoader.refresh``."""
+
+    def __init__(self, model: Any, keys: Iterable[str]) -> None:
+        self._model, self._keys = model, tuple(keys)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def named_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
+        return ((key, utils.get_attr(self._model, key)) for key in self._keys)
+
+
+class Forge:
+    """The Host protocol for Forge."""
+
+    name = "Forge"
+
+    def find(self, name: str) -> OnDisk | None:
+        return find_on_disk(networks, name)
+
+    def lora_names(self) -> list[str]:
+        return sorted(networks.available_networks)
+
+    def refresh_loras(self) -> None:
+        networks.list_available_networks()
+
+    def model(self) -> object:
+        return self._engine().forge_objects_original.unet.model
+
+    def device(self) -> torch.device:
+        return memory_management.get_torch_device()
+
+    def read(self, on_disk: OnDisk) -> Mapping[str, torch.Tensor]:
+        if not on_disk.path.lower().endswith(".safetensors"):
+            # The host's own loader for these renames a file that fails (modules_forge/patch_basic).
+            raise KLoraError(
+                f"“{on_disk.name}” is not a .safetensors file: K-LoRA does not open other formats "
+                f"on Forge, convert it or choose another file."
+            )
+        return read_safetensors(on_disk.path)
+
+    def load(self, on_disk: OnDisk, tensors: Mapping[str, torch.Tensor]) -> HostLora:
+        objects = self._engine().forge_objects_original
+        model = objects.unet.model
+        # An empty dict each time: the functions' default is shared and keeps other models' keys.
+        unet, rest = load_lora(tensors, model_lora_keys_unet(model, {}))
+        text_encoder, rest = load_lora(
+            rest, model_lora_keys_clip(objects.clip.cond_stage_model, {})
+        )
+        if len(rest) > _MOST_UNMATCHED:
+            raise KLoraError(
+                f"“{on_disk.name}” does not fit this model: Forge cannot place {len(rest)} of its "
+                f"{len(tensors)} tensors (such as {next(iter(rest))}) and drops the whole file. "
+                f"It was made for another model, or its spelling is one that Forge does not read."
+            )
+        parameters = dict(model.named_parameters())
+        parts = _Parts(next(_numbers), text_encoder)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for where, patch in unet.items():
+            key, offset, function = (
+                (*where, None, None)[:3] if isinstance(where, tuple) else (where, None, None)
+            )
+            if key not in parameters:
+                continue
+            name = _layer_name(key, offset)
+            parts.unet.setdefault(name, []).append((key, [patch, 1.0, offset, function]))
+            if not key.endswith(".bias"):
+                shapes[name] = _shape(parameters[key], offset)
+        return HostLora(on_disk, shapes, parts)
+
+    def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> _Fusion:
+        parts: dict[str, _Parts] = {role: lora.parts for role, lora in loras.items()}
+        tag_of = {"content": tags.content, "style": tags.style}
+
+        def entries(role: str, names: Iterable[str]) -> dict[str, list[list]]:
+            result: dict[str, list[list]] = {}
+            for name in names:
+                for key, entry in parts[role].unet[name]:
+                    result.setdefault(key, []).append([tag_of[role].unet, *entry])
+            return result
+
+        fixed: dict[str, list[list]] = {}
+        for name, role in pair.unpaired.items():
+            for key, more in entries(role, [name]).items():
+                fixed.setdefault(key, []).extend(more)
+        layers, layers_of = [], {}
+        for i, layer in enumerate(pair.paired):
+            sides = {
+                "content": entries("content", _names_in(layer.content)),
+                "style": entries("style", _names_in(layer.style)),
+            }
+            layers.append(sides)
+            for key in {**sides["content"], **sides["style"]}:
+                layers_of.setdefault(key, []).append(i)
+        return _Fusion(
+            identifier=(f"K-LoRA {next(_numbers)}", 1.0, 1.0, self._online()),
+            fixed=fixed,
+            layers=tuple(layers),
+            layers_of=layers_of,
+            text_encoder=tuple(
+                (
+                    f"K-LoRA {parts[tag.role].number} {tag.role}",
+                    parts[tag.role].text_encoder,
+                    tag.te,
+                )
+                for tag in tags.in_order()
+                if te and parts[tag.role].text_encoder
+            ),
+        )
+
+    def attach(self, fusion: _Fusion, content: np.ndarray) -> None:
+        patched = fusion.patched()
+        self.detach()
+        if fusion.content is None:
+            fusion.content = content
+            for key in {**fusion.fixed, **fusion.layers_of}:
+                fusion.entries[key] = self._entries(fusion, key)
+        engine = self._engine()
+        clean = engine.forge_objects_after_applying_lora
+        if patched is None or patched.klora_clean is not clean:
+            patched = self._patch(clean, fusion)
+            fusion.patched = weakref.ref(patched)
+        # As load_networks does: the refiner takes forge_objects, everything else a copy of the
+        # other (processing.py:957, 1373, 1518, 1851; sd_samplers_common.py, apply_refiner).
+        engine.forge_objects_after_applying_lora = patched
+        engine.forge_objects.unet, engine.forge_objects.clip = patched.unet, patched.clip
+
+    def select(self, fusion: _Fusion, content: np.ndarray) -> None:
+        flipped = np.flatnonzero(fusion.content != content)
+        if not len(flipped):
+            return
+        patcher = self._engine().forge_objects.unet
+        loader = patcher.lora_loader
+        if loader.loaded_hash != str(list(patcher.lora_patches)) or (
+            fusion.identifier not in patcher.lora_patches
+        ):
+            return  # another extension samples with a patcher of its own, without us
+        keys = {key for i in flipped for side in fusion.layers[i].values() for key in side}
+        fusion.content = content
+        for key in keys:
+            fusion.entries[key] = self._entries(fusion, key)
+        if fusion.identifier[3]:
+            for key in keys:
+                utils.nested_move_to_device(
+                    fusion.entries[key],
+                    device=patcher.current_device,
+                    dtype=patcher.model.computation_dtype,
+                )
+        _refresh_part(patcher, keys)
+
+    def detach(self) -> None:
+        engine = sd_models.model_data.get_sd_model()
+        patched = getattr(engine, "forge_objects_after_applying_lora", None)
+        clean = getattr(patched, "klora_clean", None)
+        if clean is None:
+            return
+        engine.forge_objects_after_applying_lora = clean
+        for part in ("unet", "clip"):
+            if getattr(engine.forge_objects, part) is getattr(patched, part):
+                setattr(engine.forge_objects, part, getattr(clean, part))
+
+    def _patch(self, clean: Any, fusion: _Fusion) -> Any:
+        """The host's objects with the fusion, as clones; ``clean`` stays as it is."""
+        patched = clean.shallow_copy()
+        patched.klora_clean = clean
+        patched.unet = clean.unet.clone()
+        patched.unet.lora_patches[fusion.identifier] = fusion.entries
+        if fusion.text_encoder:
+            patched.clip = clean.clip.clone()
+            for name, patches, strength in fusion.text_encoder:
+                patched.clip.add_patches(
+                    filename=name,
+                    patches=patches,
+                    strength_patch=strength,
+                    online_mode=fusion.identifier[3],
+                )
+        return patched
+
+    def _entries(self, fusion: _Fusion, key: str) -> list[list]:
+        """The entries of the present winners for one parameter."""
+        entries = [list(entry) for entry in fusion.fixed.get(key, ())]
+        for i in fusion.layers_of.get(key, ()):
+            winner = ROLES[0] if fusion.content[i] else ROLES[1]
+            entries += [list(entry) for entry in fusion.layers[i][winner].get(key, ())]
+        return entries
+
+    def _engine(self) -> Any:
+        return sd_models.model_data.get_sd_model()
+
+    def _online(self) -> bool:
+        """Whether the host adds LoRAs at every forward instead of merging (load_networks)."""
+        storage = self._engine().forge_objects.unet.model.storage_dtype
+        merged = (torch.float32, torch.float16, torch.bfloat16)
+        return bool(dynamic_args.get("online_lora", False)) and storage not in merged
+
+
+def _refresh_part(patcher: Any, keys: Iterable[str]) -> None:
+    """The host's own refresh, over ``keys`` alone: restore from backup, merge what the patcher's
+    entries say now."""
+    loader = patcher.lora_loader
+    part = type(loader)(_Part(patcher.model, keys))
+    part.backup = {key: loader.backup[key] for key in keys if key in loader.backup}
+    patches = {
+        identifier: {
+            # A list that has become empty must still replace an online one; merged, the restored
+            # backup is all there is to do.
+            key: entries[key]
+            for key in keys
+            if key in entries and (entries[key] or identifier[3])
+        }
+        for identifier, entries in patcher.lora_patches.items()
+    }
+    loaded_hash, loader.loaded_hash = loader.loaded_hash, None
+    empty_cache = memory_management.signal_empty_cache
+    try:
+        part.refresh(patches, offload_device=patcher.offload_device, force_refresh=True)
+        loader.loaded_hash = loaded_hash
+    finally:
+        # A GGUF weight is requantised in place, in the very object that was its backup: the new
+        # backup is the only copy of the original then.
+        loader.backup.update(part.backup)
+        memory_management.signal_empty_cache = empty_cache
+
+
+def _names_in(layer: Any) -> list[str]:
+    return [part.name for part in getattr(layer, "parts", (layer,))]
+
+
+def _layer_name(key: str, offset: tuple[int, int, int] | None) -> str:
+    """The common name of a parameter, or of the part of it at ``offset`` (dim, start, length)."""
+    name = common_name(key.removeprefix(_UNET).rpartition(".")[0])
+    if offset is None:
+        return name
+    _, start, length = offset
+    return f"{name}/{ {0: 'q', length: 'k', 2 * length: 'v'}.get(start, 'mlp') }"
+
+
+def _shape(parameter: torch.Tensor, offset: tuple[int, int, int] | None) -> tuple[int, ...]:
+    # A bitsandbytes weight is packed and keeps its true shape beside it; GGUF's reports it.
+    shape = tuple(getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape))
+    return shape if offset is None else (offset[2], *shape[1:])

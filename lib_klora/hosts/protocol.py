@@ -1,0 +1,95 @@
+"""What K-LoRA asks of a WebUI.
+
+The host applies; K-LoRA only says which LoRA a layer gets. Life cycle, all on the host's own
+generation thread::
+
+    find → read, load (twice) → fuse → attach → select, select, … → detach
+                                   ↑______________________________|  next generation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..pair import Pair
+from ..tag import TagPair
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A LoRA in the host's list. ``version`` changes when the file does; ``entry`` is the host's
+    own record of it."""
+
+    name: str
+    path: str
+    short_hash: str
+    version: tuple[Any, ...]
+    entry: Any
+
+
+@dataclass(frozen=True)
+class HostLora:
+    """A file as the host's LoRA code has read it for the present model.
+
+    Attributes:
+        on_disk: where it came from.
+        shapes: common layer name → shape of the weight part that it changes, for every layer of
+            the denoising network that the host can apply. Names as in ``layer_names``.
+        parts: the host's own objects, opaque to the rest of the program.
+    """
+
+    on_disk: OnDisk
+    shapes: Mapping[str, tuple[int, ...]]
+    parts: Any
+
+
+class Fusion(Protocol):
+    """A pair, ready in the host: what ``attach`` takes. Owned by the host adapter."""
+
+
+class Host(Protocol):
+    """One WebUI."""
+
+    name: str
+
+    def find(self, name: str) -> OnDisk | None:
+        """Resolves a name as ``<lora:NAME>`` does; None if there is none of that name."""
+
+    def lora_names(self) -> list[str]:
+        """The names of all LoRAs in the host's list."""
+
+    def refresh_loras(self) -> None:
+        """Looks at the LoRA folder again."""
+
+    def model(self) -> object:
+        """The present model's identity: what ``load`` returns holds for that object only."""
+
+    def device(self) -> torch.device:
+        """Where the scores may be computed."""
+
+    def read(self, on_disk: OnDisk) -> Mapping[str, torch.Tensor]:
+        """All tensors of a file, on the CPU; never unpickled by us. Raises KLoraError."""
+
+    def load(self, on_disk: OnDisk, tensors: Mapping[str, torch.Tensor]) -> HostLora:
+        """The file through the host's LoRA code, for the present model. Raises KLoraError."""
+
+    def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> Fusion:
+        """Prepares a pair; ``loras`` by role; ``te``: with the text encoder parts."""
+
+    def attach(self, fusion: Fusion, content: np.ndarray) -> None:
+        """Makes the fusion part of the host's current LoRAs, after all ``<lora:>``.
+
+        ``content`` is the choice to begin with, if the host does not still hold another one.
+        """
+
+    def select(self, fusion: Fusion, content: np.ndarray) -> None:
+        """Before a model call: layer i of the pair gets the content LoRA where ``content[i]``,
+        else the style LoRA. Touches only what differs from what is applied now."""
+
+    def detach(self) -> None:
+        """Leaves the host's current LoRAs as they are without K-LoRA. Idempotent."""

@@ -1,0 +1,59 @@
+"""The picture's ``K-LoRA`` parameter: text ↔ settings.
+
+``alpha=2; scale=S*; files=1a2b3c4d5e6f+6f5e4d3c2b1a``: the settings that differ from the paper's
+defaults, and the short hashes of the content and the style file. Characters that the hosts'
+infotext gives a meaning (``, : " ; = %`` and line ends) are written ``%XX``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .settings import BY_NAME, Settings
+
+KEY = "K-LoRA"
+ERROR_KEY = "K-LoRA error"
+
+
+def write(settings: Settings, hashes: tuple[str, str]) -> str:
+    """The value of the ``K-LoRA`` key; ``hashes`` of the content and the style file."""
+    values = settings.changed()
+    parts = [f"{name}={_text(value)}" for name, value in values.items() if name != "enabled"]
+    return "; ".join([*parts, f"files={_escape('+'.join(hashes))}"])
+
+
+def read(text: str) -> dict[str, Any]:
+    """The fields that a ``K-LoRA`` value holds, typed; what is unknown or malformed is left out,
+    since an infotext may come from a later version or from a person's hand."""
+    values: dict[str, Any] = {}
+    for part in text.split(";"):
+        name, equals, value = part.strip().partition("=")
+        field = BY_NAME.get(name)
+        if not equals or field is None:
+            continue
+        value = _unescape(value)
+        if isinstance(field.default, bool):
+            values[name] = value == "true"
+        elif isinstance(field.default, str):
+            values[name] = value
+        else:
+            try:
+                values[name] = float(value)
+            except ValueError:
+                continue
+    return values
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value).removesuffix(".0") if isinstance(value, float) else _escape(value)
+
+
+def _escape(text: str) -> str:
+    return re.sub(r'[%;=,:"\\\n\r]|^\s|\s$', lambda m: f"%{ord(m[0]):02X}", text)
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"%([0-9A-F]{2})", lambda m: chr(int(m[1], 16)), text)

@@ -1,0 +1,316 @@
+"""A LoRA file → its layers → ΔW.
+
+Types that are read, with ΔW in the notation of their papers (scale = alpha / rank where the file
+has an alpha, else 1):
+
+======  =================================================  ====================================
+LoRA    scale · B·A, conv layers flattened; CP: Σ M·B·A     ``lora_up``, ``lora_down``, ``lora_mid``
+DoRA    as LoRA: compared on its B·A                        the same and ``dora_scale``
+LoHa    scale · (B₁A₁) ⊙ (B₂A₂), CP form with ``hada_t…``   ``hada_w1_a`` …
+LoKr    scale · W₁ ⊗ W₂, either factor decomposed or not    ``lokr_w1`` …
+full    the difference itself                               ``diff``, ``w_norm``
+======  =================================================  ====================================
+
+A bias difference (``diff_b``, ``b_norm``) goes with its weight and does not count in the scores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .errors import KLoraError
+from .layer_names import common_name, is_text_encoder
+
+# Endings of the keys, each with the tensor's name in this module. The longer one first where one
+# ends like another.
+_ENDINGS = {
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_mid.weight": "mid",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".hada_w1_a": "hada_w1_a",
+    ".hada_w1_b": "hada_w1_b",
+    ".hada_w2_a": "hada_w2_a",
+    ".hada_w2_b": "hada_w2_b",
+    ".hada_t1": "hada_t1",
+    ".hada_t2": "hada_t2",
+    ".lokr_w1": "lokr_w1",
+    ".lokr_w1_a": "lokr_w1_a",
+    ".lokr_w1_b": "lokr_w1_b",
+    ".lokr_w2": "lokr_w2",
+    ".lokr_w2_a": "lokr_w2_a",
+    ".lokr_w2_b": "lokr_w2_b",
+    ".lokr_t2": "lokr_t2",
+    ".diff": "diff",
+    ".w_norm": "diff",
+    ".diff_b": "bias",
+    ".b_norm": "bias",
+    ".alpha": "alpha",
+    ".dora_scale": "dora_scale",
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of one file: the factors of its ΔW.
+
+    Attributes:
+        name: common name, see ``layer_names``.
+        prefix: the layer's name as the file spells it.
+        kind: ``LoRA``, ``DoRA``, ``LoHa``, ``LoKr`` or ``full``.
+        rank: what the file declares; None for ``full`` and an undecomposed LoKr.
+        scale: alpha / rank.
+        shape: shape of ΔW, [out, in] or [out, in, kh, kw].
+    """
+
+    name: str
+    prefix: str
+    kind: str
+    rank: int | None
+    scale: float
+    shape: tuple[int, ...]
+    tensors: Mapping[str, torch.Tensor] = field(repr=False, compare=False)
+
+    @property
+    def entries(self) -> int:
+        """Number of entries of ΔW."""
+        return torch.Size(self.shape).numel()
+
+    def delta(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """ΔW in fp32 on ``device``, shape [out, in·kh·kw]."""
+        factors = {
+            name: tensor.to(device=device, dtype=torch.float32)
+            for name, tensor in self.tensors.items()
+            if name not in _NO_FACTORS
+        }
+        return _DELTAS[self.kind](factors).reshape(self.shape[0], -1) * self.scale
+
+    def without_tensors(self) -> Layer:
+        """The same layer without its factors; ``delta`` is not possible any more."""
+        return replace(self, tensors={})
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """Several parts of one fused parameter, seen as one layer (see ``pair``).
+
+    Its rank is that of its largest part; its ΔW is theirs one under another.
+    """
+
+    name: str
+    parts: tuple[Layer, ...]
+
+    @property
+    def kind(self) -> str:
+        return self.parts[0].kind
+
+    @property
+    def rank(self) -> int | None:
+        return max((part.rank for part in self.parts if part.rank is not None), default=None)
+
+    @property
+    def entries(self) -> int:
+        return sum(part.entries for part in self.parts)
+
+    def delta(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """ΔW in fp32, the parts' rows one under another, shape [sum of out, in]."""
+        return torch.cat([part.delta(device) for part in self.parts])
+
+    def without_tensors(self) -> FusedLayer:
+        """The same layer without its parts' factors."""
+        return replace(self, parts=tuple(part.without_tensors() for part in self.parts))
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """What a LoRA file holds.
+
+    Attributes:
+        name: as the person named it, for messages.
+        layers: the layers of the denoising network by common name.
+        text_encoder: number of text encoder layers (they are applied, never compared).
+        unread: key prefixes whose type this module cannot compare.
+    """
+
+    name: str
+    layers: Mapping[str, Layer]
+    text_encoder: int
+    unread: tuple[str, ...]
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """All tensors of a .safetensors file, on the CPU.
+
+    ``safe_open`` on purpose: a host may have wrapped ``safetensors.torch.load_file`` to rename a
+    file that does not load (Forge, modules_forge/patch_basic.py).
+    Raises KLoraError if the file is missing, truncated or no safetensors file.
+    """
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise KLoraError(
+            f"“{os.path.basename(path)}” cannot be read ({error}): the file is damaged or not a "
+            f"safetensors file, download it again."
+        ) from error
+
+
+def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
+    """The layers of a file from its tensors.
+
+    Raises KLoraError if nothing in it is a LoRA, if factors are missing or do not fit together,
+    if a rank is zero, or if a number is not finite.
+    """
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    unknown: list[str] = []
+    for key, tensor in tensors.items():
+        prefix, part = _split(key)
+        if part is None:
+            unknown.append(key)
+        else:
+            groups.setdefault(prefix, {})[part] = tensor
+    layers: dict[str, Layer] = {}
+    text_encoder = 0
+    unread = list({_prefix_of_unknown(key) for key in unknown} - groups.keys())
+    for prefix, parts in groups.items():
+        if parts.keys() <= _NO_FACTORS:
+            unread.append(prefix)
+            continue
+        _require_finite(name, prefix, parts)
+        if is_text_encoder(prefix):
+            text_encoder += 1
+            continue
+        layer = _layer(name, prefix, parts)
+        layers[layer.name] = layer
+    if not layers and not text_encoder:
+        raise KLoraError(
+            f"“{name}” is no LoRA that K-LoRA can read: none of its {len(tensors)} tensors is "
+            f"part of a LoRA, LoHa, LoKr or full difference. Choose another file."
+        )
+    unread = sorted(
+        prefix for prefix in unread if not is_text_encoder(prefix) and prefix != "bundle_emb"
+    )
+    return LoraFile(name, layers, text_encoder, tuple(unread))
+
+
+_NO_FACTORS = {"alpha", "dora_scale", "bias"}
+
+
+def _split(key: str) -> tuple[str, str | None]:
+    for ending, part in _ENDINGS.items():
+        if key.endswith(ending):
+            return key[: -len(ending)], part
+    return key, None
+
+
+def _prefix_of_unknown(key: str) -> str:
+    if key.startswith("bundle_emb."):
+        return "bundle_emb"
+    return key.rsplit(".", 2)[0] if key.endswith(".weight") else key.rsplit(".", 1)[0]
+
+
+def _require_finite(name: str, prefix: str, parts: Mapping[str, torch.Tensor]) -> None:
+    for tensor in parts.values():
+        # A sum is finite only if every entry is: one pass, no second tensor of that size.
+        if not torch.isfinite(tensor.float().sum(dtype=torch.float64)).item():
+            raise KLoraError(
+                f"“{name}” holds NaN or infinite numbers (first in {prefix}): the training went "
+                f"wrong or the file is damaged, choose another file."
+            )
+
+
+def _layer(name: str, prefix: str, parts: Mapping[str, torch.Tensor]) -> Layer:
+    def wrong(reason: str) -> KLoraError:
+        return KLoraError(f"“{name}” is damaged: layer {prefix} {reason}. Choose another file.")
+
+    for part, tensor in parts.items():
+        if tensor.numel() == 0:
+            raise wrong(f"has rank zero ({part} has no entries)")
+    kind = _kind(parts)
+    if kind is None:
+        raise wrong(f"is incomplete, it has only {', '.join(sorted(parts))}")
+    rank = _rank(kind, parts)
+    try:
+        alpha = parts["alpha"].item() if "alpha" in parts else None
+        meta = {part: tensor.to("meta", torch.float32) for part, tensor in parts.items()}
+        shape = tuple(_DELTAS[kind](meta).shape)
+    except (RuntimeError, IndexError, ValueError) as error:
+        shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in parts.items())
+        raise wrong(f"has factors that do not fit together ({shapes})") from error
+    scale = alpha / rank if alpha is not None and rank is not None else 1.0
+    return Layer(common_name(prefix), prefix, kind, rank, scale, shape, parts)
+
+
+def _kind(parts: Mapping[str, torch.Tensor]) -> str | None:
+    def has(factor: str) -> bool:
+        return factor in parts or {f"{factor}_a", f"{factor}_b"} <= parts.keys()
+
+    if {"up", "down"} <= parts.keys():
+        return "DoRA" if "dora_scale" in parts else "LoRA"
+    if has("hada_w1") and has("hada_w2"):
+        return "LoHa"
+    if has("lokr_w1") and has("lokr_w2"):
+        return "LoKr"
+    return "full" if "diff" in parts else None
+
+
+def _rank(kind: str, parts: Mapping[str, torch.Tensor]) -> int | None:
+    # A LoKr may decompose both factors; like both hosts, take the second one's rank then.
+    for factor in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
+        if factor in parts:
+            return parts[factor].shape[0]
+    return None
+
+
+def _delta_lora(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    up, down = parts["up"].flatten(1), parts["down"]
+    if "mid" in parts:  # CP form: the core stands between a 1×1 down and a 1×1 up
+        return torch.einsum("nmkl,on,mi->oikl", parts["mid"], up, down.flatten(1))
+    return (up @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
+
+
+def _delta_loha(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def factor(i: int) -> torch.Tensor:
+        a, b, core = parts[f"hada_w{i}_a"], parts[f"hada_w{i}_b"], parts.get(f"hada_t{i}")
+        return a @ b if core is None else _tucker(core, a, b)
+
+    return factor(1) * factor(2)
+
+
+def _delta_lokr(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def factor(i: int) -> torch.Tensor:
+        if f"lokr_w{i}" in parts:
+            return parts[f"lokr_w{i}"]
+        a, b, core = parts[f"lokr_w{i}_a"], parts[f"lokr_w{i}_b"], parts.get(f"lokr_t{i}")
+        return a @ b if core is None else _tucker(core, a, b)
+
+    w1, w2 = factor(1), factor(2)
+    w1 = w1.reshape(*w1.shape, *[1] * (w2.dim() - w1.dim()))
+    return torch.kron(w1, w2)
+
+
+def _tucker(core: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("pqkl,po,qi->oikl", core, a, b)
+
+
+_DELTAS = {
+    "LoRA": _delta_lora,
+    "DoRA": _delta_lora,
+    "LoHa": _delta_loha,
+    "LoKr": _delta_lokr,
+    "full": lambda parts: parts["diff"],
+}

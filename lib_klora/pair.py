@@ -1,0 +1,142 @@
+"""Two files, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from . import klora
+from .errors import KLoraError
+from .layer_names import fused_name, is_attention
+from .lora_file import FusedLayer, Layer, LoraFile
+from .tag import CONTENT, STYLE
+
+DEFAULT_RANK = 16
+"""r_c = r_s where neither file declares a rank for a layer (full against full): the middle of
+what people train. K is then 256, small beside any attention layer's entries."""
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """One layer that both files have: ``content`` and ``style`` are its two ΔW, ``k`` is K."""
+
+    name: str
+    content: Layer | FusedLayer
+    style: Layer | FusedLayer
+    k: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The layers in scope of two files.
+
+    Attributes:
+        paired: the layers K-LoRA chooses for, by name order.
+        unpaired: layer → the one role that has it and keeps it all the time.
+        notes: sentences worth telling: what did not match, and why.
+    """
+
+    paired: tuple[LayerPair, ...]
+    unpaired: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def without_tensors(self) -> Pair:
+        """The same pair without the files' tensors, to be kept once the scores are known."""
+        return replace(
+            self,
+            paired=tuple(
+                replace(
+                    layer,
+                    content=layer.content.without_tensors(),
+                    style=layer.style.without_tensors(),
+                )
+                for layer in self.paired
+            ),
+        )
+
+
+def pair_files(
+    content: LoraFile,
+    style: LoraFile,
+    *,
+    layers: str = "attention",
+    top_k: float = 1.0,
+    unpaired: str = "keep",
+) -> Pair:
+    """Joins two files by the layers' common names; the arguments are the settings of that name.
+
+    Where both split a fused parameter of Flux into parts, each part is a layer of its own; where
+    one has it whole, the whole parameter is the layer.
+    Raises KLoraError if no layer is left.
+    """
+    in_scope = [
+        {
+            name: layer
+            for name, layer in file.layers.items()
+            if layers == "all" or is_attention(name)
+        }
+        for file in (content, style)
+    ]
+    for file, scope in zip((content, style), in_scope, strict=True):
+        if not scope:
+            raise KLoraError(
+                f"“{file.name}” has no {'attention ' if layers == 'attention' else ''}layer, so "
+                f"there is nothing to fuse"
+                + (
+                    ": choose another file, or layers “all” to fuse what it has."
+                    if file.layers
+                    else ": it changes the text encoder only, use it as <lora:…>."
+                )
+            )
+    c, s = _whole_where_one_is(*in_scope)
+    paired, notes = [], []
+    without_rank = 0
+    for name in sorted(c.keys() & s.keys()):
+        r_c, r_s = c[name].rank, s[name].rank
+        if r_c is None and r_s is None:
+            without_rank += 1
+        r_c, r_s = r_c or r_s or DEFAULT_RANK, r_s or r_c or DEFAULT_RANK
+        k = klora.top_k(r_c, r_s, min(c[name].entries, s[name].entries), top_k)
+        paired.append(LayerPair(name, c[name], s[name], k))
+    if without_rank:
+        notes.append(
+            f"{without_rank} layers have no rank in either file; K was computed as if both had "
+            f"rank {DEFAULT_RANK}."
+        )
+    alone = dict.fromkeys(c.keys() - s.keys(), CONTENT)
+    alone |= dict.fromkeys(s.keys() - c.keys(), STYLE)
+    for role, file in ((CONTENT, content), (STYLE, style)):
+        count = sum(only == role for only in alone.values())
+        if count:
+            notes.append(f"{count} layers are only in “{file.name}” ({unpaired}).")
+    if unpaired == "drop":
+        alone = {}
+    if not paired and not alone:
+        raise KLoraError(
+            f"“{content.name}” and “{style.name}” have no layer in common, and unpaired layers are "
+            f"dropped: choose “keep”, or another file."
+        )
+    return Pair(tuple(paired), dict(sorted(alone.items())), tuple(notes))
+
+
+def _whole_where_one_is(
+    content: Mapping[str, Layer], style: Mapping[str, Layer]
+) -> tuple[dict[str, Layer | FusedLayer], dict[str, Layer | FusedLayer]]:
+    """Joins a file's parts of a fused parameter wherever the other file has it whole."""
+    whole = {name for layers in (content, style) for name in layers if fused_name(name) == name}
+    joined = []
+    for layers in (content, style):
+        result: dict[str, Layer | FusedLayer] = {}
+        parts: dict[str, list[Layer]] = {}
+        for name, layer in layers.items():
+            fused = fused_name(name)
+            if fused != name and fused in whole:
+                parts.setdefault(fused, []).append(layer)
+            else:
+                result[name] = layer
+        for fused, members in parts.items():
+            if fused not in result:  # a file that has both gets its whole one
+                members.sort(key=lambda layer: layer.name)
+                result[fused] = FusedLayer(fused, tuple(members))
+        joined.append(result)
+    return joined[0], joined[1]

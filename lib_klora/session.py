@@ -1,0 +1,344 @@
+"""One generation: tags and settings → pair → plan → host.
+
+The session follows the host's own LoRA activation: whatever makes the host activate its
+``<lora:>`` tags (each batch, hires, the refiner, a nested generation) comes through ``activate``,
+and the next activation without tags takes everything back. Nothing depends on a callback that an
+interrupted or failed generation would skip.
+"""
+
+from __future__ import annotations
+
+import traceback
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from . import infotext
+from .errors import KLoraError, get_log
+from .hosts import Fusion, Host, HostLora, OnDisk
+from .layer_names import is_attention
+from .lora_file import LoraFile, parse_lora
+from .pair import Pair, pair_files
+from .plan import Plan, make_plan
+from .scores import Scores, compute_scores
+from .settings import Settings
+from .steps import finished_steps
+from .tag import CONTENT, ROLES, STYLE, Tag, TagPair, pair_tags, parse_tags
+
+log = get_log()
+
+_FUSIONS_KEPT = 4
+"""Fusions only point at files that are kept anyway; a hires pass may alternate between two."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One sampling pass as the step callback sees it.
+
+    Attributes:
+        call: model calls so far; steps: N; calls_expected, sampler: see ``steps``.
+        t0: progress at which the pass starts.
+    """
+
+    call: int
+    steps: int
+    calls_expected: int
+    sampler: str
+    t0: float
+
+
+@dataclass(eq=False)
+class _Active:
+    """The K-LoRA that the host has now."""
+
+    settings: Settings
+    pair: Pair
+    scores: Scores
+    fusion: Fusion
+    text_encoder: tuple | None
+    """What was added to the text encoder; None for nothing."""
+    processing: Any
+    """Weak reference to the generation."""
+    plan_key: tuple | None = None
+    plan: Plan | None = None
+
+    def plan_for(self, steps: int, t0: float) -> Plan:
+        if self.plan_key != (steps, t0):
+            self.plan = make_plan(self.pair, self.scores, self.settings, steps, t0)
+            self.plan_key = (steps, t0)
+        return self.plan
+
+
+class Session:
+    """K-LoRA in one WebUI process; ``host`` does the applying.
+
+    The pair stays in memory between generations, as the host keeps its own LoRAs.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._active: _Active | None = None
+        self._text_encoder: Any = object()  # unlike any value: what came before is not known
+        self._model: Any = lambda: None
+        self._generation: Any = lambda: None
+        self._loras: dict[tuple, HostLora] = {}
+        self._pairs: dict[tuple, tuple[Pair, Scores]] = {}
+        self._fusions: dict[tuple, Fusion] = {}
+
+    # -- what the host calls ----------------------------------------------------------------------
+
+    def activate(
+        self, p: Any, tags: Sequence[Sequence[str]], settings: Settings | KLoraError
+    ) -> None:
+        """The host activates the LoRAs of generation ``p``.
+
+        Args:
+            tags: the items of each of our tags, in order; empty if there are none.
+            settings: with ``enabled`` if they are the accordion's, else the defaults for tags; or
+                the error that reading them gave.
+        """
+        active = None
+        try:
+            active = self._prepare(p, tags, settings)
+        except KLoraError as error:
+            self._tell(p, str(error))
+        except Exception as error:
+            self._tell_unexpected(p, error)
+        self._active = active
+        self._forget_conditions(p, active.text_encoder if active else None)
+        self.attach(p)
+
+    def attach(self, p: Any) -> None:
+        """Puts the active pair last among the host's LoRAs, or takes it out if ``p`` has none.
+
+        Called again after ``<lora:>``'s own activation, which begins a new list.
+        """
+        active = self._active
+        try:
+            if active is None or active.processing() is not p:
+                self._host.detach()
+            else:
+                self._host.attach(active.fusion, active.plan_for(1, 0.0).row(0))
+        except Exception as error:
+            self._active = None
+            self._tell_unexpected(p, error)
+
+    def before_model_call(self, at: Pass) -> None:
+        """Gives every layer the LoRA that the plan has for this step."""
+        active = self._active
+        if active is None:
+            return
+        try:
+            t0 = at.t0 if active.settings.progress == "continue" else 0.0
+            step = finished_steps(at.call, at.steps, at.calls_expected, at.sampler)
+            self._host.select(active.fusion, active.plan_for(at.steps, t0).row(step))
+        except Exception as error:
+            self.detach()
+            self._tell_unexpected(active.processing(), error)
+
+    def detach(self) -> None:
+        """Takes K-LoRA out of the host: before every generation, and when the page reloads."""
+        self._active = None
+        self._host.detach()
+
+    def forget_other_models(self) -> None:
+        """Lets go of what was read for a checkpoint that is no longer the host's."""
+        if (self._loras or self._fusions) and self._model() is not self._host.model():
+            self._loras.clear()
+            self._fusions.clear()
+
+    # -- request → pair → fusion ------------------------------------------------------------------
+
+    def _prepare(
+        self, p: Any, tags: Sequence[Sequence[str]], settings: Settings | KLoraError
+    ) -> _Active | None:
+        hires = getattr(p, "is_hr_pass", False)
+        if not hires:
+            for key in (infotext.KEY, infotext.ERROR_KEY):
+                p.extra_generation_params.pop(key, None)
+        if isinstance(settings, KLoraError):
+            raise settings
+        request = parse_tags(tags) or _named_pair(settings)
+        if request is None:
+            if settings.enabled and not getattr(p, "enable_hr", False):
+                raise KLoraError(
+                    "K-LoRA is switched on, but no LoRAs are given: write two <klora:NAME> tags, "
+                    "or name a content and a style LoRA."
+                )
+            return None
+        if tags and (settings.content or settings.style):
+            self._note(p, "The prompt's <klora:…> tags are used, not the LoRAs named beside them.")
+        on_disk = {CONTENT: self._find(request.content), STYLE: self._find(request.style)}
+        self.forget_other_models()
+        self._model = weakref.ref(self._host.model())
+        self._evict(p, {entry.version for entry in on_disk.values()})
+        loras, pair, scores = self._load(p, on_disk, settings)
+        fusion = self._fuse(request, on_disk, loras, pair, settings)
+        if not hires or infotext.KEY not in p.extra_generation_params:
+            written = replace(settings, content="", style="") if tags else settings
+            p.extra_generation_params[infotext.KEY] = infotext.write(
+                written, (on_disk[CONTENT].short_hash, on_disk[STYLE].short_hash)
+            )
+        text_encoder = tuple((on_disk[tag.role].version, tag.te) for tag in request.in_order())
+        return _Active(
+            settings,
+            pair,
+            scores,
+            fusion,
+            text_encoder if settings.text_encoder else None,
+            weakref.ref(p),
+        )
+
+    def _find(self, tag: Tag) -> OnDisk:
+        entry = self._host.find(tag.name)
+        if entry is None:
+            raise KLoraError(
+                f"There is no LoRA “{tag.name}”: check the spelling against the Lora tab, and "
+                f"press Refresh there if the file is new."
+            )
+        return entry
+
+    def _evict(self, p: Any, wanted: set) -> None:
+        """A new generation keeps only its own files; a hires pass may have two pairs in turn."""
+        if self._generation() is p or getattr(p, "enable_hr", False):
+            self._generation = weakref.ref(p)
+            return
+        self._generation = weakref.ref(p)
+        for cache, versions in ((self._loras, 1), (self._pairs, 2), (self._fusions, 2)):
+            for key in [key for key in cache if not wanted.issuperset(key[:versions])]:
+                del cache[key]
+
+    def _load(
+        self, p: Any, on_disk: dict[str, OnDisk], settings: Settings
+    ) -> tuple[dict[str, HostLora], Pair, Scores]:
+        """Both files in the host's form, and their scores; from memory where possible."""
+        versions = tuple(on_disk[role].version for role in ROLES)
+        pair_key = (*versions, settings.layers, settings.top_k, settings.unpaired, self._model)
+        loras, files = {}, {}
+        for i, role in enumerate(ROLES):
+            # One file in both roles is read twice: the host's record of it holds one weight.
+            key = (versions[i], i if versions[0] == versions[1] else 0)
+            lora = self._loras.get(key)
+            if lora is None or pair_key not in self._pairs:
+                tensors = self._host.read(on_disk[role])
+                files[role] = parse_lora(on_disk[role].name, tensors)
+                lora = lora or self._host.load(on_disk[role], tensors)
+                files[role] = self._fitting(p, files[role], lora, settings.layers)
+            loras[role] = self._loras[key] = lora
+        if pair_key not in self._pairs:
+            pair = pair_files(
+                files[CONTENT],
+                files[STYLE],
+                layers=settings.layers,
+                top_k=settings.top_k,
+                unpaired=settings.unpaired,
+            )
+            scores = compute_scores(pair, self._host.device())
+            for note in pair.notes:
+                log.info(note)
+            self._pairs[pair_key] = (pair.without_tensors(), scores)
+        return loras, *self._pairs[pair_key]
+
+    def _fitting(self, p: Any, file: LoraFile, lora: HostLora, layers: str) -> LoraFile:
+        """The file reduced to what the host can apply to the present model."""
+        scope = [name for name in file.layers if layers == "all" or is_attention(name)]
+        fitting = {}
+        for name in scope:
+            shape, layer = lora.shapes.get(name), file.layers[name]
+            if shape and shape[0] == layer.shape[0] and torch.Size(shape).numel() == layer.entries:
+                fitting[name] = layer
+        missing = [file.layers[name].prefix for name in scope if name not in fitting]
+        if len(missing) > len(fitting):
+            raise KLoraError(
+                f"“{file.name}” does not fit this model: {len(missing)} of its {len(scope)} layers "
+                f"(such as {missing[0]}) have no counterpart that {self._host.name} can apply them "
+                f"to. It was made for another kind of model, or its layer names are in a spelling "
+                f"that {self._host.name} does not read: choose another file or checkpoint."
+            )
+        if missing:
+            self._note(
+                p,
+                f"{len(missing)} layers of “{file.name}” (such as {missing[0]}) do not fit this "
+                f"model and are left out.",
+            )
+        if file.unread:
+            self._note(
+                p,
+                f"{len(file.unread)} layers of “{file.name}” (such as {file.unread[0]}) are of a "
+                f"type that K-LoRA cannot compare and are left out.",
+            )
+        return replace(file, layers=fitting)
+
+    def _fuse(
+        self,
+        request: TagPair,
+        on_disk: dict[str, OnDisk],
+        loras: dict[str, HostLora],
+        pair: Pair,
+        settings: Settings,
+    ) -> Fusion:
+        versions = tuple(on_disk[role].version for role in ROLES)
+        key = (*versions, request, settings.layers, settings.unpaired, settings.text_encoder)
+        fusion = self._fusions.pop(key, None)
+        if fusion is None:
+            fusion = self._host.fuse(request, loras, pair, settings.text_encoder)
+        self._fusions[key] = fusion  # last in, so that the oldest goes first
+        while len(self._fusions) > _FUSIONS_KEPT:
+            del self._fusions[next(iter(self._fusions))]
+        return fusion
+
+    # -- text conditions and messages -------------------------------------------------------------
+
+    def _forget_conditions(self, p: Any, text_encoder: tuple | None) -> None:
+        """Empties the host's caches of text conditions if they were made with another state of the
+        text encoder: the hosts' own key knows the prompt's tags, but not what else we depend on."""
+        if text_encoder == self._text_encoder:
+            return
+        self._text_encoder = text_encoder
+        for name in ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc"):
+            cache = getattr(p, name, None)
+            if cache:
+                cache[0] = None
+
+    def _tell(self, p: Any, sentence: str) -> None:
+        """Shows an error in the page, the picture's parameters and the log."""
+        if p is not None:
+            p.extra_generation_params.pop(infotext.KEY, None)
+            p.extra_generation_params[infotext.ERROR_KEY] = sentence
+        self._note(p, sentence)
+
+    def _note(self, p: Any, sentence: str) -> None:
+        """Shows a sentence in the page and, once a generation, in the log."""
+        comments = getattr(p, "comments", None)
+        if comments is None or f"K-LoRA: {sentence}" not in comments:
+            log.info(sentence)
+        if p is not None:
+            p.comment(f"K-LoRA: {sentence}")
+
+    def _tell_unexpected(self, p: Any, error: Exception) -> None:
+        log.error(traceback.format_exc().rstrip())
+        self._tell(
+            p,
+            f"K-LoRA failed ({type(error).__name__}: {error}); the picture is made without it. "
+            f"Please report this with the lines above in the WebUI's log.",
+        )
+
+
+def _named_pair(settings: Settings) -> TagPair | None:
+    """The pair that the settings name instead of tags."""
+    if not settings.content and not settings.style:
+        return None
+    if not settings.content or not settings.style:
+        given, missing = (CONTENT, STYLE) if settings.content else (STYLE, CONTENT)
+        raise KLoraError(
+            f"K-LoRA has a {given} LoRA but no {missing} LoRA: name both, or neither and write "
+            f"two <klora:…> tags."
+        )
+    weights = settings.content_weight, settings.style_weight
+    return pair_tags(
+        Tag(settings.content, weights[0], weights[0], CONTENT),
+        Tag(settings.style, weights[1], weights[1], STYLE),
+    )

@@ -1,0 +1,258 @@
+"""Every setting, in one table that drives the page, the API, the infotext and the documentation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from . import klora
+from .errors import KLoraError
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting.
+
+    Attributes:
+        name: in the API, the infotext and ``Settings``.
+        label: what a person sees.
+        help: one plain sentence.
+        default: the paper's value; None where it depends on another field.
+        choices: the allowed words, for a word.
+        low, high: the allowed range of a number, both inclusive; ``above`` excludes ``low``.
+        slider: range and step that the page offers; the API allows low..high.
+        per_pair: names one pair of files, so it has no default on the Settings page.
+    """
+
+    name: str
+    label: str
+    help: str
+    default: bool | float | str | None
+    choices: tuple[str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    slider: tuple[float, float, float] | None = None
+    per_pair: bool = False
+
+
+FIELDS = (
+    Field(
+        "enabled",
+        "K-LoRA",
+        "Use these settings. Off: two <klora:…> tags in the prompt still work, with the defaults "
+        "from the Settings page.",
+        True,
+        per_pair=True,
+    ),
+    Field(
+        "alpha",
+        "α: slope",
+        "How fast the choice moves from subject to style while the picture is made; for S* also "
+        "the value at which it wraps around.",
+        klora.ALPHA,
+        low=0,
+        high=1e10,
+        slider=(0, 4, 0.05),
+    ),
+    Field(
+        "beta",
+        "β: start",
+        "Where the scale starts. Below 1 favours the subject in the first steps; more gives more "
+        "style everywhere. The paper has 0.5 for S and 1.3 for S*.",
+        None,
+        low=0,
+        high=1e10,
+        slider=(0, 4, 0.05),
+    ),
+    Field(
+        "scale",
+        "Scale",
+        "S: subject first, style later. S*: style first, then back to the subject and again to "
+        "style. none: no change over time.",
+        "S",
+        choices=("S", "S*", "none"),
+    ),
+    Field("method", "Method", "How the two LoRAs are fused.", "K-LoRA", choices=("K-LoRA",)),
+    Field(
+        "layers",
+        "Layers",
+        "attention: the layers of the paper, everything else in the files is left out. all: every "
+        "layer that the files have.",
+        "attention",
+        choices=("attention", "all"),
+    ),
+    Field(
+        "gamma",
+        "γ: balance",
+        "Evens out files of different strength. paper: ratio of the sums (Eq. 9). authors: mean of "
+        "the layers' ratios, as in the authors' program.",
+        "paper",
+        choices=("paper", "authors"),
+    ),
+    Field(
+        "top_k",
+        "K multiplier",
+        "K, the number of largest entries that speak for a layer, is this times rank × rank.",
+        1.0,
+        low=0,
+        high=1e10,
+        above=True,
+        slider=(0.05, 8, 0.05),
+    ),
+    Field(
+        "unpaired",
+        "Layers of one file",
+        "A layer that only one file has: keep its change all the time, or drop it.",
+        "keep",
+        choices=("keep", "drop"),
+    ),
+    Field(
+        "text_encoder",
+        "Text encoder",
+        "Apply both files' text encoder parts, as <lora:…> does.",
+        True,
+    ),
+    Field(
+        "progress",
+        "Hires and img2img",
+        "continue: start where the denoising strength starts. restart: start from the subject "
+        "again.",
+        "continue",
+        choices=("continue", "restart"),
+    ),
+    Field(
+        "content",
+        "Content LoRA",
+        "The subject's LoRA by name, instead of a tag in the prompt.",
+        "",
+        per_pair=True,
+    ),
+    Field(
+        "style",
+        "Style LoRA",
+        "The style's LoRA by name, instead of a tag in the prompt.",
+        "",
+        per_pair=True,
+    ),
+    Field(
+        "content_weight",
+        "Content weight",
+        "Weight of the content LoRA named here.",
+        1.0,
+        slider=(-2, 2, 0.05),
+        per_pair=True,
+    ),
+    Field(
+        "style_weight",
+        "Style weight",
+        "Weight of the style LoRA named here.",
+        1.0,
+        slider=(-2, 2, 0.05),
+        per_pair=True,
+    ),
+)
+BY_NAME = {field.name: field for field in FIELDS}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one generation uses; checked where it is made (KLoraError names the field)."""
+
+    enabled: bool = True
+    alpha: float = klora.ALPHA
+    beta: float | None = None
+    scale: str = "S"
+    method: str = "K-LoRA"
+    layers: str = "attention"
+    gamma: str = "paper"
+    top_k: float = 1.0
+    unpaired: str = "keep"
+    text_encoder: bool = True
+    progress: str = "continue"
+    content: str = ""
+    style: str = ""
+    content_weight: float = 1.0
+    style_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in FIELDS:
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        if self.beta is None:
+            object.__setattr__(self, "beta", default_beta(self.scale))
+        if self.scale == "S*" and self.alpha == 0:
+            raise KLoraError("alpha is 0, but S* wraps around at alpha: set alpha above 0, or S.")
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that differ from the paper's defaults, in the table's order."""
+        default = Settings(scale=self.scale)
+        values = {k: v for k, v in asdict(self).items() if v != getattr(default, k)}
+        if self.scale != "S":
+            values["scale"] = self.scale
+        return {field.name: values[field.name] for field in FIELDS if field.name in values}
+
+
+def default_beta(scale: str) -> float:
+    """β of the paper: 0.5 for S, 1.3 for S* (Eq. 12); unused for none."""
+    return klora.BETA_S_STAR if scale == "S*" else klora.BETA
+
+
+def from_fields(values: Mapping[str, Any]) -> Settings:
+    """Settings from named fields, as the API's object. Missing fields have the paper's defaults.
+
+    Raises KLoraError for an unknown field, a wrong type or a value out of range.
+    """
+    unknown = [name for name in values if name not in BY_NAME]
+    if unknown:
+        raise KLoraError(
+            f"K-LoRA has no field {', '.join(f'“{name}”' for name in unknown)}: "
+            f"the fields are {', '.join(BY_NAME)}."
+        )
+    return Settings(**values)
+
+
+def from_args(args: Sequence[Any], defaults: Settings) -> Settings:
+    """Settings from what the host passes to the script: the positional values in the order of
+    FIELDS, or one object of named fields in the first place. ``defaults`` (the tags') hold while
+    the accordion is off.
+    """
+    if args and isinstance(args[0], Mapping):
+        settings = from_fields(args[0])
+        return settings if settings.enabled else defaults
+    if not args or args[0] is False:
+        return defaults
+    return from_fields(dict(zip(BY_NAME, args, strict=False)))
+
+
+def _checked(field: Field, value: Any) -> Any:
+    """``value`` as the field's type. A number must not be a bool, nor a bool a number."""
+
+    def wrong(allowed: str) -> KLoraError:
+        return KLoraError(f"{field.name} is {value!r}: it must be {allowed}.")
+
+    if field.choices:
+        if value not in field.choices:
+            raise wrong("one of " + ", ".join(field.choices))
+        return value
+    if isinstance(field.default, bool):
+        if not isinstance(value, bool):
+            raise wrong("true or false")
+        return value
+    if isinstance(field.default, str):
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise wrong("the name of a LoRA")
+        return value
+    if value is None and field.default is None:
+        return None
+    above = f"above {field.low:g}" if field.above else f"from {field.low:g}"
+    span = "" if math.isinf(field.high) else f" {above} to {field.high:g}"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise wrong(f"a finite number{span}")
+    if not field.low <= value <= field.high or (field.above and value == field.low):
+        raise wrong(f"a number{span}")
+    return float(value)

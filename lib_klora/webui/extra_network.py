@@ -1,0 +1,90 @@
+"""The ``<klora:…>`` tag as the host's extra network (modules/extra_networks.py of both)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modules import extra_networks
+
+from ..errors import KLoraError
+from ..hosts import Host
+from ..session import Session
+from ..settings import Settings, from_args
+from .options import tag_defaults
+from .script import KLoraScript
+
+
+class KLoraNetwork(extra_networks.ExtraNetwork):
+    """Registered under ``klora``, so that the host finds and strips our tags.
+
+    The host activates the extra networks in the order of their tags and those without a tag last,
+    and ``<lora:>``'s activation begins its list anew. K-LoRA's parts must come after all of it, so
+    they are put there by whichever activation comes later: ours, or ``<lora:>``'s, whose
+    ``activate`` this class extends for that purpose (undone in ``unload``).
+    """
+
+    def __init__(self, host: Host) -> None:
+        super().__init__("klora")
+        self._host = host
+        self.session = Session(host)
+
+    def activate(self, p: Any, params_list: list) -> None:
+        self._follow_lora()
+        tags = [params.items for params in params_list]
+        try:
+            settings: Settings | KLoraError = _settings_of(p, bool(tags))
+        except KLoraError as error:
+            settings = error
+        self.session.activate(p, tags, settings)
+
+    def deactivate(self, p: Any) -> None:
+        """Nothing: the next activation begins with taking back, and the host may skip this call."""
+
+    def detach(self) -> None:
+        self.session.detach()
+
+    def lora_names(self) -> list[str]:
+        return self._host.lora_names()
+
+    def refresh_loras(self) -> None:
+        self._host.refresh_loras()
+
+    def unload(self) -> None:
+        """Leaves the host as it was: the page reloads, and everything is made anew."""
+        self.session.detach()
+        lora = extra_networks.extra_network_registry.get("lora")
+        if lora is not None:
+            vars(lora).pop("activate", None)
+
+    def _follow_lora(self) -> None:
+        lora = extra_networks.extra_network_registry.get("lora")
+        if lora is None or getattr(vars(lora).get("activate"), "klora", None) is self:
+            return
+        vars(lora).pop("activate", None)
+        activate_lora = lora.activate
+
+        def activate(p: Any, params_list: list) -> None:
+            try:
+                activate_lora(p, params_list)
+            finally:
+                self.session.attach(p)
+
+        activate.klora = self
+        lora.activate = activate
+
+
+def _settings_of(p: Any, has_tags: bool) -> Settings:
+    """The accordion's settings of a generation, or the defaults for tags where it is off or the
+    generation has no scripts (a nested one may not).
+
+    Read from ``p.script_args`` rather than from a script callback: an extension that runs a
+    generation of its own may leave our script out of it but copies the arguments.
+    """
+    off = tag_defaults() if has_tags else Settings(enabled=False)
+    runner, args = getattr(p, "scripts", None), getattr(p, "script_args", None)
+    if runner is None or not isinstance(args, (list, tuple)):
+        return off
+    script = next((s for s in runner.scripts if isinstance(s, KLoraScript)), None)
+    if script is None or script.args_from is None:
+        return off
+    return from_args(args[script.args_from : script.args_to], off)

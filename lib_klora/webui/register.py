@@ -1,0 +1,51 @@
+"""Registers the extension with the host's callbacks. Reload UI clears them and calls this again."""
+
+from __future__ import annotations
+
+from modules import extra_networks, processing, script_callbacks
+
+from ..errors import get_log
+from ..hosts import find_host
+from ..session import Pass
+from .extra_network import KLoraNetwork
+from .options import add_options
+
+
+def register() -> None:
+    """Called once each time the host loads its scripts."""
+    try:
+        network = KLoraNetwork(find_host())
+    except RuntimeError as error:
+        get_log().error("K-LoRA is not available: %s.", error)
+        return
+
+    def before_ui() -> None:
+        # Not at import: the host empties its registry after loading the scripts.
+        extra_networks.register_extra_network(network)
+
+    def before_model_call(params) -> None:
+        network.session.before_model_call(_pass_of(params.denoiser))
+
+    def model_loaded(_) -> None:
+        network.session.forget_other_models()
+
+    script_callbacks.on_before_ui(before_ui)
+    script_callbacks.on_ui_settings(add_options)
+    script_callbacks.on_cfg_denoiser(before_model_call)
+    script_callbacks.on_model_loaded(model_loaded)
+    script_callbacks.on_script_unloaded(network.unload)
+
+
+def _pass_of(denoiser) -> Pass:
+    """Where a sampling pass stands. The hosts make a new denoiser for every pass; its ``step``
+    counts model calls, ``steps`` are the steps of this pass."""
+    p = denoiser.p
+    starts_later = isinstance(p, processing.StableDiffusionProcessingImg2Img) or p.is_hr_pass
+    strength = p.denoising_strength if starts_later else 1.0
+    return Pass(
+        call=denoiser.step,
+        steps=denoiser.steps,
+        calls_expected=denoiser.total_steps,
+        sampler=getattr(getattr(denoiser.sampler, "config", None), "name", ""),
+        t0=1.0 - (1.0 if strength is None else min(max(strength, 0.0), 1.0)),
+    )
