@@ -50,8 +50,7 @@ FIELDS = (
     Field(
         "alpha",
         "α: slope",
-        "How fast the choice moves from subject to style while the picture is made; for S* also "
-        "the value at which it wraps around.",
+        "How fast it moves from subject to style.",
         klora.ALPHA,
         low=0,
         high=1e10,
@@ -60,8 +59,7 @@ FIELDS = (
     Field(
         "beta",
         "β: start",
-        "Where the scale starts. Below 1 favours the subject in the first steps; more gives more "
-        "style everywhere. The paper has 0.5 for S and 1.3 for S*.",
+        "Where it starts: less is more subject.",
         None,
         low=0,
         high=1e10,
@@ -70,8 +68,7 @@ FIELDS = (
     Field(
         "scale",
         "Scale",
-        "S: subject first, style later. S*: style first, then back to the subject and again to "
-        "style. none: no change over time.",
+        "S: subject, then style. S*: style, subject, style. none: no change.",
         "S",
         choices=("S", "S*", "none"),
     ),

@@ -20,7 +20,7 @@ import network
 import networks
 import numpy as np
 import torch
-from modules import devices, sd_models, shared
+from modules import devices, sd_hijack, sd_models, shared
 
 from ..errors import KLoraError
 from ..layer_names import common_name
@@ -138,7 +138,9 @@ class A1111:
             net.te_multiplier, net.unet_multiplier = fusion.multipliers[role]
         if fusion.content is None or not self._holds(fusion):
             self._fill(fusion, content)
-        networks.loaded_networks.extend(fusion.nets[role] for role in fusion.order)
+        for role in fusion.order:
+            networks.loaded_networks.append(fusion.nets[role])
+            _show_embeddings(fusion.nets[role])
 
     def select(self, fusion: _Fusion, content: np.ndarray) -> None:
         for i in np.flatnonzero(fusion.content != content):
@@ -152,9 +154,10 @@ class A1111:
         fusion.content = content
 
     def detach(self) -> None:
-        networks.loaded_networks[:] = [
-            net for net in networks.loaded_networks if not hasattr(net, "klora")
-        ]
+        ours = [net for net in networks.loaded_networks if hasattr(net, "klora")]
+        for net in ours:
+            networks.loaded_networks.remove(net)
+            _hide_embeddings(net)
 
     def _holds(self, fusion: _Fusion) -> bool:
         """Whether the networks still hold this fusion: files are shared by fusions that differ
@@ -184,3 +187,22 @@ def _invalidate(module: Any) -> None:
     layer = module.sd_module
     if getattr(layer, "network_weights_backup", None) is not None:
         layer.network_current_names = _INVALID
+
+
+def _show_embeddings(net: network.Network) -> None:
+    """Makes the textual inversions bundled in the file known, as ``load_networks`` does."""
+    known = sd_hijack.model_hijack.embedding_db
+    for name, embedding in net.bundle_embeddings.items():
+        if embedding.loaded is None and name in known.word_embeddings:
+            continue  # the person's own one of that name goes first
+        embedding.loaded = known.expected_shape in (-1, embedding.shape)
+        if embedding.loaded:
+            known.register_embedding(embedding, shared.sd_model)
+
+
+def _hide_embeddings(net: network.Network) -> None:
+    known = sd_hijack.model_hijack.embedding_db
+    for name, embedding in net.bundle_embeddings.items():
+        if embedding.loaded:
+            known.register_embedding_by_name(None, shared.sd_model, name)
+        embedding.loaded = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 from modules import scripts
 from modules.ui_common import create_refresh_button
-from modules.ui_components import InputAccordion
+from modules.ui_components import FormRow, InputAccordion
 
 from .. import infotext
 from ..settings import BY_NAME, FIELDS, Field, default_beta
@@ -79,7 +79,7 @@ class KLoraScript(scripts.Script):
 
     def _lora_dropdown(self, field: Field, common: dict):
         network = _extra_network()
-        with gr.Row():
+        with FormRow():
             names = network.lora_names if network is not None else list
             dropdown = gr.Dropdown(
                 ["", *names()], value="", allow_custom_value=True, info=field.help, **common
