@@ -55,7 +55,6 @@ class _Parts:
 
 @dataclass(eq=False)
 class _Fusion:
-    identifier: tuple[str, float, float, bool]
     fixed: dict[str, list[list]]
     """Parameter key → entries applied in every step: the layers of one file."""
     layers: tuple[Mapping[str, Mapping[str, list[list]]], ...]
@@ -69,6 +68,8 @@ class _Fusion:
     every clone of the patcher sees it."""
     content: np.ndarray | None = None
     """The choice that ``entries`` holds."""
+    identifier: tuple[str, float, float, bool] | None = None
+    """Ours in ``lora_patches``; the last item: added at every forward instead of merged."""
     patched: Callable[[], Any] = lambda: None
     """Weak reference to the host's objects with us, which know those without: reused while those
     are current. Weak, because they hold the model, which must go when the checkpoint changes."""
@@ -170,7 +171,6 @@ class Forge:
             for key in {**sides["content"], **sides["style"]}:
                 layers_of.setdefault(key, []).append(i)
         return _Fusion(
-            identifier=(f"K-LoRA {next(_numbers)}", 1.0, 1.0, self._online()),
             fixed=fixed,
             layers=tuple(layers),
             layers_of=layers_of,
@@ -188,6 +188,10 @@ class Forge:
     def attach(self, fusion: _Fusion, content: np.ndarray) -> None:
         patched = fusion.patched()
         self.detach()
+        if fusion.identifier is None or fusion.identifier[3] != self._online():
+            # Never seen by the host under this name, so that it merges everything.
+            fusion.identifier = (f"K-LoRA {next(_numbers)}", 1.0, 1.0, self._online())
+            patched = fusion.content = None
         if fusion.content is None:
             fusion.content = content
             for key in {**fusion.fixed, **fusion.layers_of}:

@@ -1,0 +1,72 @@
+"""What the live tests of K-LoRA share: requests, and what a run must look like."""
+
+import re
+
+from make_loras import ATTENTION, layers_of, parts_of
+from paper import Choice
+
+
+def tags(content, style, more=""):
+    """A prompt with two K-LoRA tags."""
+    return f"a cat <klora:{content}> <klora:{style}>{more}"
+
+
+def script(**fields):
+    """The API's object of named fields."""
+    return {"K-LoRA": {"args": [fields]}}
+
+
+def always(role):
+    """The settings under which one role wins every layer: α = 0, β = 0 or huge."""
+    return script(alpha=0, beta=0 if role == "content" else 1e10)
+
+
+def checkpoint_of(webui):
+    """The file of the loaded checkpoint; a GGUF file has the layers of the one it comes from."""
+    name = webui.loaded[0].replace("_q8_0.gguf", ".safetensors")
+    return webui.checkpoints / name
+
+
+def choice(webui, content, style, **how):
+    """The independent reading of the paper for two files on the loaded checkpoint."""
+    files = (webui.loras / f"{name}.safetensors" for name in (content, style))
+    return Choice(*files, checkpoint_of(webui), **how)
+
+
+def is_attention(part):
+    """Whether a layer is one of those the paper fuses."""
+    return bool(re.search(ATTENTION, part.partition("[")[0]))
+
+
+def recorded(webui, image="", **fields):
+    """(result, model calls with the weights that each used) of an image that must succeed."""
+    webui.next(record=True)
+    result = webui.img2img(image, **fields) if image != "" else webui.txt2img(**fields)
+    assert not result.error, result.error
+    return result, webui.last()
+
+
+def weights_under(webui, prompt, **fields):
+    """The UNet's weights under a prompt with `<lora:…>`, as the last call of one step used them."""
+    return recorded(webui, prompt=prompt, steps=1, **fields)[1][-1]["weights"]
+
+
+def lora_layers(webui, name):
+    """The UNet layers of a LoRA file."""
+    file = webui.loras / f"{name}.safetensors"
+    parts = parts_of(file, layers_of(checkpoint_of(webui)))
+    return [part for part in parts if not part.startswith("te")]
+
+
+def assert_weights(found, wanted, roles, base):
+    """Every layer's parameters are those of its role, all others those of `base`.
+
+    found, base: {parameter: hash}; wanted: {role: {parameter: hash}}; roles: {layer: role}.
+    """
+    wrong = []
+    for parameter in found.keys() | base.keys():
+        layer = parameter.partition("#")[0].rpartition(".")[0]
+        right = wanted[roles[layer]] if layer in roles else base
+        if found.get(parameter) != right.get(parameter):
+            wrong.append(parameter)
+    assert not wrong, f"{len(wrong)} of {len(found)} parameters differ: {sorted(wrong)[:5]}"

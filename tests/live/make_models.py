@@ -1,0 +1,407 @@
+"""Make the tiny random checkpoints that the live tests sample with.
+
+    <the WebUI's python> make_models.py forge|a1111 WEBUI_FOLDER DATA_FOLDER
+
+Key names, block layout and file layout are those of the real models, so every LoRA key name is a
+real one; only widths and text encoder depths are small. The hosts take the sizes of text encoder
+and VAE from configuration files, so small versions of those are written to DATA_FOLDER/tiny, and
+probe/scripts/tiny_models.py points the running host there.
+
+both    tiny_sd15, tiny_sd15_b (other weights), tiny_sdxl
+a1111   tiny_sd15_c (other weights, with a .yaml of its own), tiny_sdxl_full (70 transformers)
+forge   tiny_flux.safetensors, tiny_flux_q8_0.gguf (transformer only; they need the files
+        text_encoder/tiny_clip_l, text_encoder/tiny_t5 and VAE/tiny_ae). Its tiny_sdxl is full.
+"""
+
+import argparse
+import gzip
+import json
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+
+RECIPE = "1"  # raise it when a change here must remake the files
+
+
+def main():
+    """Make what is missing and note the recipe, so that the next call returns at once."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("host", choices=["forge", "a1111"])
+    parser.add_argument("webui", type=Path)
+    parser.add_argument("data", type=Path)
+    args = parser.parse_args()
+    args.webui, args.data = args.webui.absolute(), args.data.absolute()
+    stamp = args.data / "tiny" / "recipe"
+    if stamp.is_file() and stamp.read_text() == RECIPE:
+        return
+    for folder in ("tiny", "models/Stable-diffusion", "models/text_encoder", "models/VAE"):
+        (args.data / folder).mkdir(parents=True, exist_ok=True)
+    os.chdir(args.webui)
+    sys.argv = ["launch.py", "--skip-torch-cuda-test"]  # the host's modules read the command line
+    sys.path.insert(0, str(args.webui))
+    {"forge": make_forge, "a1111": make_a1111}[args.host](args.webui, args.data)
+    stamp.write_text(RECIPE)
+
+
+def random_weights(shapes, seed):
+    """Random fp16 tensors for a {name: tensor on any device} dictionary, of a usable scale."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    out = {}
+    for name, like in shapes.items():
+        shape = tuple(like.shape)
+        if not like.is_floating_point():
+            out[name] = torch.arange(77).expand(1, -1).clone()  # position_ids
+            continue
+        noise = torch.randn(shape, generator=generator)
+        if name.endswith("logit_scale"):
+            value = torch.tensor(4.6055)
+        elif like.ndim <= 1:
+            value = noise * 0.02 + (0 if name.endswith("bias") else 1)  # biases, norms
+        elif "embedding" in name or name.endswith("shared.weight"):
+            value = noise * 0.5
+        else:
+            value = noise / math.sqrt(math.prod(shape[1:]))
+        out[name] = value.half().contiguous()
+    return out
+
+
+def prefixed(prefix, tensors):
+    """The same dictionary with a prefix on every name."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def edit_json(source, target, **changes):
+    """Copy a JSON file with some values changed."""
+    content = json.loads(source.read_text(encoding="utf8"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps({**content, **changes}, indent=1), encoding="utf8")
+
+
+# Forge ------------------------------------------------------------------------------------------
+
+CHANNELS = 64
+CLIP_WIDTH = 64
+CLIP = dict(num_hidden_layers=2, num_attention_heads=2)
+CLIP_SMALL = dict(CLIP, hidden_size=CLIP_WIDTH, intermediate_size=128, projection_dim=CLIP_WIDTH)
+CLIP_FLUX = dict(CLIP, intermediate_size=256)  # a CLIP-L file of its own is known by its 768
+T5 = dict(num_layers=2, d_model=64, d_ff=128, num_heads=1)
+VAE = dict(block_out_channels=[32] * 4, layers_per_block=1)
+SD15, SDXL = "runwayml/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
+FLUX = "black-forest-labs/FLUX.1-dev"
+CONFIGS = {
+    SD15: {"text_encoder": CLIP_SMALL, "vae": VAE},
+    SDXL: {"text_encoder": CLIP_SMALL, "text_encoder_2": CLIP_SMALL, "vae": VAE},
+    FLUX: {"text_encoder": CLIP_FLUX, "text_encoder_2": T5, "vae": VAE},
+}
+UNET = dict(in_channels=4, out_channels=4, model_channels=CHANNELS, use_spatial_transformer=True)
+UNET_SD15 = dict(
+    UNET, num_res_blocks=[2] * 4, channel_mult=[1] * 4, transformer_depth=[1] * 6 + [0] * 2,
+    transformer_depth_output=[1] * 9 + [0] * 3, transformer_depth_middle=1, num_heads=8,
+    context_dim=CLIP_WIDTH, use_linear_in_transformer=False, adm_in_channels=None,
+)  # fmt: skip
+UNET_SDXL = dict(
+    UNET, num_res_blocks=[2] * 3, channel_mult=[1] * 3, transformer_depth=[0, 0, 2, 2, 10, 10],
+    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10], transformer_depth_middle=10,
+    num_head_channels=64, context_dim=2 * CLIP_WIDTH, use_linear_in_transformer=True,
+    adm_in_channels=CLIP_WIDTH + 6 * 256, num_classes="sequential",
+)  # fmt: skip
+TRANSFORMER = dict(
+    in_channels=16, vec_in_dim=768, context_in_dim=T5["d_model"], hidden_size=256, mlp_ratio=4.0,
+    num_heads=2, depth=2, depth_single_blocks=3, axes_dim=[16, 56, 56], theta=10000,
+    qkv_bias=True, guidance_embed=True,
+)  # fmt: skip
+
+
+def make_forge(webui, data):
+    """Write Forge's small configurations, checkpoints and GGUF file."""
+    sys.path[:0] = [str(webui / "packages_3rdparty")]
+    sys.argv.append("--always-cpu")
+    import torch
+    from backend.nn.flux import IntegratedFluxTransformer2DModel
+    from backend.nn.t5 import T5 as T5Model
+    from backend.nn.unet import IntegratedUNet2DConditionModel
+    from backend.nn.vae import IntegratedAutoencoderKL
+    from safetensors.torch import save_file
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    configs = data / "tiny" / "huggingface"
+    for repo, components in CONFIGS.items():
+        source = webui / "backend" / "huggingface" / repo
+        shutil.copytree(source, configs / repo, dirs_exist_ok=True)
+        for component, changes in components.items():
+            name = Path(component, "config.json")
+            edit_json(source / name, configs / repo / name, **changes)
+
+    def shapes(cls, *args, **kwargs):
+        with torch.device("meta"):
+            return cls(*args, **kwargs).state_dict()
+
+    def clip(repo):
+        return shapes(
+            CLIPTextModel, CLIPTextConfig.from_pretrained(configs / repo / "text_encoder")
+        )
+
+    def vae(repo):
+        config = IntegratedAutoencoderKL.load_config(configs / repo / "vae")
+        return shapes(IntegratedAutoencoderKL.from_config, config)
+
+    def unet(config):
+        return shapes(IntegratedUNet2DConditionModel, **config)
+
+    checkpoints = data / "models" / "Stable-diffusion"
+    sd15 = {
+        **prefixed("model.diffusion_model.", unet(UNET_SD15)),
+        **prefixed("cond_stage_model.transformer.", clip(SD15)),
+        **prefixed("first_stage_model.", vae(SD15)),
+    }
+    sdxl = {
+        **prefixed("model.diffusion_model.", unet(UNET_SDXL)),
+        **prefixed("conditioner.embedders.0.transformer.", clip(SDXL)),
+        **prefixed("conditioner.embedders.1.model.", openclip(**CLIP_SMALL)),
+        **prefixed("first_stage_model.", vae(SDXL)),
+    }
+    for name, tensors, seed in (("sd15", sd15, 1), ("sd15_b", sd15, 2), ("sdxl", sdxl, 3)):
+        save_file(random_weights(tensors, seed), checkpoints / f"tiny_{name}.safetensors")
+
+    flux = random_weights(shapes(IntegratedFluxTransformer2DModel, **TRANSFORMER), 4)
+    save_file(prefixed("model.diffusion_model.", flux), checkpoints / "tiny_flux.safetensors")
+    save_gguf(flux, checkpoints / "tiny_flux_q8_0.gguf")
+    encoders = data / "models" / "text_encoder"
+    t5 = json.loads((configs / FLUX / "text_encoder_2" / "config.json").read_text())
+    save_file(random_weights(clip(FLUX), 5), encoders / "tiny_clip_l.safetensors")
+    save_file(random_weights(shapes(T5Model, t5), 6), encoders / "tiny_t5.safetensors")
+    save_file(random_weights(vae(FLUX), 7), data / "models" / "VAE" / "tiny_ae.safetensors")
+
+
+def openclip(hidden_size, intermediate_size, num_hidden_layers, vocabulary=49408, **_):
+    """Names and shapes of an OpenCLIP text encoder, as real SDXL files hold CLIP-G."""
+    import torch
+
+    width, wide = hidden_size, intermediate_size
+    shapes = {
+        "positional_embedding": (77, width),
+        "token_embedding.weight": (vocabulary, width),
+        "ln_final.weight": (width,),
+        "ln_final.bias": (width,),
+        "text_projection": (width, width),
+        "logit_scale": (),
+    }
+    block = {
+        "ln_1.weight": (width,),
+        "ln_1.bias": (width,),
+        "ln_2.weight": (width,),
+        "ln_2.bias": (width,),
+        "attn.in_proj_weight": (3 * width, width),
+        "attn.in_proj_bias": (3 * width,),
+        "attn.out_proj.weight": (width, width),
+        "attn.out_proj.bias": (width,),
+        "mlp.c_fc.weight": (wide, width),
+        "mlp.c_fc.bias": (wide,),
+        "mlp.c_proj.weight": (width, wide),
+        "mlp.c_proj.bias": (width,),
+    }
+    for layer in range(num_hidden_layers):
+        shapes.update(prefixed(f"transformer.resblocks.{layer}.", block))
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def save_gguf(tensors, path):
+    """Write a transformer as GGUF as city96 does: the blocks' matrices as Q8_0, the rest float."""
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(str(path), "flux")
+    for name, tensor in tensors.items():
+        array = tensor.float().numpy()
+        if array.ndim == 2 and "blocks." in name and array.shape[1] % 32 == 0:
+            blocks = array.reshape(-1, 32)  # Q8_0: one fp16 scale and 32 int8 per block
+            scale = np.abs(blocks).max(1, keepdims=True) / 127
+            scaled = np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0)
+            packed = [scale.astype(np.float16), np.round(scaled).astype(np.int8)]
+            packed = np.concatenate([part.view(np.uint8) for part in packed], 1)
+            packed = packed.reshape(array.shape[0], -1)
+            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, array.astype(np.float32 if array.ndim < 2 else np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# AUTOMATIC1111 ----------------------------------------------------------------------------------
+
+WIDTH = 32  # of the text encoders and of the UNet's first level
+TIME_WIDTH = 32  # of each of SDXL's six size embeddings
+ARCHITECTURE = "tiny-bigG"  # OpenCLIP knows its models by name
+
+
+def make_a1111(webui, data):
+    """Write AUTOMATIC1111's small configurations, tokenizer and checkpoints."""
+    import open_clip
+    import safetensors.torch
+    import torch
+    from modules import initialize_util
+
+    initialize_util.fix_pytorch_lightning()  # ldm imports a module that newer versions moved
+    from modules import paths  # noqa: F401  (puts ldm and sgm on the path)
+    from ldm.util import instantiate_from_config
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tiny = data / "tiny"
+    save_clip(tiny / "clip", Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz"))
+    text = dict(context_length=77, vocab_size=49408, width=WIDTH, heads=4, layers=12)
+    vision = dict(image_size=32, layers=1, width=WIDTH, head_width=8, patch_size=16)
+    architecture = tiny / f"{ARCHITECTURE}.json"
+    architecture.write_text(json.dumps(dict(embed_dim=WIDTH, vision_cfg=vision, text_cfg=text)))
+    open_clip.add_model_config(architecture)
+
+    # the modules load pretrained text encoders by themselves: give them empty ones
+    CLIPTextModel.from_pretrained = lambda name, **kwargs: CLIPTextModel(
+        CLIPTextConfig.from_pretrained(name)
+    )
+    create = open_clip.create_model_and_transforms
+    open_clip.create_model_and_transforms = lambda *args, pretrained=None, **kwargs: create(
+        *args, **kwargs
+    )
+
+    checkpoints = data / "models" / "Stable-diffusion"
+    configs = {
+        tiny / "sd15.yaml": sd15_config(str(tiny / "clip")),
+        tiny / "sdxl.yaml": sdxl_config(str(tiny / "clip"), [1, 1, 2]),
+        checkpoints / "tiny_sd15_c.yaml": sd15_config(str(tiny / "clip")),
+        checkpoints / "tiny_sdxl_full.yaml": sdxl_config(str(tiny / "clip"), [1, 2, 10]),
+    }
+    for path, config in configs.items():
+        path.write_text(json.dumps(config, indent=1))  # JSON is YAML
+    for seed, name in enumerate(("sd15", "sd15_b", "sd15_c", "sdxl", "sdxl_full"), 1):
+        near = checkpoints / f"tiny_{name}.yaml"
+        config = configs.get(near) or configs[tiny / f"{name.removesuffix('_b')}.yaml"]
+        with torch.no_grad():
+            state = instantiate_from_config(config["model"]).state_dict()
+        networks = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.",
+                    "conditioner.")  # fmt: skip
+        tensors = random_weights({k: v for k, v in state.items() if k.startswith(networks)}, seed)
+        schedule = {k: v for k, v in state.items() if not k.startswith((*networks, "model_ema"))}
+        if "sd15" in name:  # real SD1.5 files hold the noise schedule too
+            tensors.update((k, v.float().contiguous()) for k, v in schedule.items())
+        safetensors.torch.save_file(tensors, checkpoints / f"tiny_{name}.safetensors")
+
+
+def save_clip(folder, merges_file):
+    """Write the real CLIP vocabulary (from OpenCLIP's merges) and a small text model's config."""
+    from open_clip.tokenizer import bytes_to_unicode
+
+    folder.mkdir(exist_ok=True)
+    merges = gzip.open(merges_file).read().decode("utf8").split("\n")[1 : 49152 - 256 - 2 + 1]
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(letter + "</w>" for letter in letters)]
+    words += ["".join(merge.split()) for merge in merges]
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    vocabulary = {word: number for number, word in enumerate([*words, start, end])}
+    special = dict(bos_token=start, eos_token=end, pad_token=end, unk_token=end)
+    model = dict(
+        architectures=["CLIPTextModel"], model_type="clip_text_model", hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH, num_hidden_layers=12, num_attention_heads=4,
+        projection_dim=WIDTH, max_position_embeddings=77, vocab_size=len(vocabulary),
+        hidden_act="quick_gelu", bos_token_id=0, eos_token_id=2, pad_token_id=1,
+    )  # fmt: skip
+    tokenizer = dict(special, tokenizer_class="CLIPTokenizer", model_max_length=77)
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf8")
+    for name, content in {
+        "vocab.json": vocabulary,
+        "special_tokens_map.json": special,
+        "tokenizer_config.json": tokenizer,
+        "config.json": model,
+    }.items():
+        (folder / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf8")
+
+
+def module(target, **params):
+    """One entry of an ldm or sgm configuration."""
+    return dict(target=target, params=params)
+
+
+def vae_config(target):
+    """A VAE with the real one's levels."""
+    return module(
+        target, embed_dim=4, monitor="val/rec_loss", lossconfig=module("torch.nn.Identity"),
+        ddconfig=dict(double_z=True, z_channels=4, resolution=64, in_channels=3, out_ch=3, ch=32,
+                      ch_mult=[1] * 4, num_res_blocks=1, attn_resolutions=[], dropout=0.0),
+    )  # fmt: skip
+
+
+def unet_config(**params):
+    """A UNet of either family."""
+    return module(
+        "ldm.modules.diffusionmodules.openaimodel.UNetModel" if "num_heads" in params
+        else "sgm.modules.diffusionmodules.openaimodel.UNetModel",
+        in_channels=4, out_channels=4, model_channels=WIDTH, num_res_blocks=2, legacy=False,
+        use_spatial_transformer=True, use_checkpoint=False, **params,
+    )  # fmt: skip
+
+
+def sd15_config(clip):
+    """SD1.5: 12 input, one middle and 12 output blocks, 16 transformers."""
+    unet = unet_config(
+        image_size=32, attention_resolutions=[4, 2, 1], channel_mult=[1, 2, 2, 2], num_heads=4,
+        transformer_depth=1, context_dim=WIDTH,
+    )  # fmt: skip
+    encoder = module("ldm.modules.encoders.modules.FrozenCLIPEmbedder", version=clip, device="cpu")
+    return dict(
+        model=module(
+            "ldm.models.diffusion.ddpm.LatentDiffusion",
+            linear_start=0.00085, linear_end=0.0120, num_timesteps_cond=1, log_every_t=200,
+            timesteps=1000, first_stage_key="jpg", cond_stage_key="txt", image_size=8, channels=4,
+            cond_stage_trainable=False, conditioning_key="crossattn", monitor="val/loss_simple_ema",
+            scale_factor=0.18215, use_ema=False, unet_config=unet, cond_stage_config=encoder,
+            first_stage_config=vae_config("ldm.models.autoencoder.AutoencoderKL"),
+        )
+    )  # fmt: skip
+
+
+def sdxl_config(clip, depth):
+    """SDXL: 9 input, one middle and 9 output blocks, of the given transformer depths."""
+    encoders, diffusion = "sgm.modules.encoders.modules.", "sgm.modules.diffusionmodules."
+    unet = unet_config(
+        adm_in_channels=WIDTH + 6 * TIME_WIDTH, num_classes="sequential",
+        attention_resolutions=[4, 2], channel_mult=[1, 2, 2], num_head_channels=8,
+        use_linear_in_transformer=True, transformer_depth=depth, context_dim=2 * WIDTH,
+        spatial_transformer_attn_type="softmax-xformers",
+    )  # fmt: skip
+    text = [
+        module(encoders + "FrozenCLIPEmbedder", version=clip, device="cpu", layer="hidden",
+               layer_idx=11),
+        module(encoders + "FrozenOpenCLIPEmbedder2", arch=ARCHITECTURE, version="none",
+               device="cpu", freeze=True, layer="penultimate", always_return_pooled=True,
+               legacy=False),
+    ]  # fmt: skip
+    sizes = [module(encoders + "ConcatTimestepEmbedderND", outdim=TIME_WIDTH) for _ in range(3)]
+    keys = ["txt", "txt", "original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple"]
+    embedders = [
+        dict(is_trainable=False, input_key=key, **embedder)
+        for key, embedder in zip(keys, text + sizes)
+    ]
+    denoiser = module(
+        diffusion + "denoiser.DiscreteDenoiser", num_idx=1000,
+        weighting_config=module(diffusion + "denoiser_weighting.EpsWeighting"),
+        scaling_config=module(diffusion + "denoiser_scaling.EpsScaling"),
+        discretization_config=module(diffusion + "discretizer.LegacyDDPMDiscretization"),
+    )  # fmt: skip
+    return dict(
+        model=module(
+            "sgm.models.diffusion.DiffusionEngine",
+            scale_factor=0.13025, disable_first_stage_autocast=True, denoiser_config=denoiser,
+            network_config=unet,
+            conditioner_config=module("sgm.modules.GeneralConditioner", emb_models=embedders),
+            first_stage_config=vae_config("sgm.models.autoencoder.AutoencoderKLInferenceWrapper"),
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

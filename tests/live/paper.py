@@ -1,0 +1,110 @@
+"""An independent reading of the paper, for the live tests: plain loops over plain files.
+
+Nothing here comes from lib_klora; the equations are those of K-LoRA (CVPR 2025).
+"""
+
+import math
+
+import torch
+from make_loras import layers_of, parts_of
+from safetensors.torch import load_file
+
+
+def delta(tensors):
+    """ΔW of one layer in fp32, from the tensors of its file by their kohya names."""
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    alpha = tensors.get("alpha")
+    if "lora_up.weight" in tensors:
+        up, down = tensors["lora_up.weight"].flatten(1), tensors["lora_down.weight"]
+        rank = down.shape[0]
+        if "lora_mid.weight" in tensors:
+            middle = torch.einsum("abxy,bi->aixy", tensors["lora_mid.weight"], down.flatten(1))
+            matrix = up @ middle.flatten(1)
+        else:
+            matrix = up @ down.flatten(1)
+    elif "hada_w1_a" in tensors:
+        rank = tensors["hada_w1_b"].shape[0]
+        one = tensors["hada_w1_a"] @ tensors["hada_w1_b"]
+        matrix = one * (tensors["hada_w2_a"] @ tensors["hada_w2_b"])
+    elif "lokr_w1" in tensors:
+        second, rank = tensors.get("lokr_w2"), None
+        if second is None:
+            second = tensors["lokr_w2_a"] @ tensors["lokr_w2_b"]
+            rank = tensors["lokr_w2_b"].shape[0]
+        matrix = torch.kron(tensors["lokr_w1"], second.flatten(1))
+    else:
+        matrix, rank = tensors["diff"].flatten(1), None
+    scale = alpha.item() / rank if alpha is not None and rank else 1.0
+    return matrix * scale, rank
+
+
+SHORT = {
+    "_lora.down.weight": ".lora_down.weight",
+    "_lora.up.weight": ".lora_up.weight",
+    ".lora_A.weight": ".lora_down.weight",
+    ".lora_B.weight": ".lora_up.weight",
+}
+
+
+def deltas(path, checkpoint):
+    """{layer, or rows of it: (ΔW, rank)} of a file's layers in the UNet."""
+    held = load_file(path)
+    found = {}
+    for part, keys in parts_of(path, layers_of(checkpoint)).items():
+        if part.startswith("te"):
+            continue
+        tensors = {}
+        for key in keys:
+            for ending, kohya in SHORT.items():
+                key_there = key.replace(ending, kohya) if key.endswith(ending) else None
+                if key_there:
+                    break
+            name = key_there or key
+            first = next(
+                name.index(mark)
+                for mark in (".lora_", ".hada_", ".lokr_", ".diff", ".alpha", ".dora_scale")
+                if mark in name
+            )
+            tensors[name[first + 1 :]] = held[key]
+        found[part] = delta(tensors)
+    return found
+
+
+class Choice:
+    """Eq. 1-10 for two files on one checkpoint; the layers of `layers` only (a predicate)."""
+
+    def __init__(self, content, style, checkpoint, layers=lambda part: True):
+        c, s = deltas(content, checkpoint), deltas(style, checkpoint)
+        c = {part: value for part, value in c.items() if layers(part)}
+        s = {part: value for part, value in s.items() if layers(part)}
+        self.only = {part: "content" for part in c if part not in s}
+        self.only |= {part: "style" for part in s if part not in c}
+        self.top = {}
+        sums = [0.0, 0.0]
+        for part in c.keys() & s.keys():
+            rank_c, rank_s = c[part][1] or s[part][1], s[part][1] or c[part][1]
+            k = min(rank_c * rank_s, c[part][0].numel())
+            row = []
+            for side, (matrix, _) in enumerate((c[part], s[part])):
+                values = sorted(matrix.abs().flatten().tolist(), reverse=True)
+                row.append(math.fsum(values[:k]))
+                sums[side] += math.fsum(values)
+            self.top[part] = row
+        self.gamma = sums[0] / sums[1] if self.top else 1.0
+
+    def ratios(self):
+        """S_c / (γ·S_s) of every layer, in order: content wins while S(t) is not above it."""
+        return sorted(c / (self.gamma * s) for c, s in self.top.values())
+
+    def at(self, scale):
+        """{layer: role} while the scale is S(t) = `scale`."""
+        chosen = {
+            part: "content" if c >= self.gamma * scale * s else "style"
+            for part, (c, s) in self.top.items()
+        }
+        return {**chosen, **self.only}
+
+    def step(self, i, steps, t0=0.0, alpha=1.5, beta=0.5):
+        """{layer: role} after `i` of `steps` steps of a pass that starts at t₀ (Eq. 7)."""
+        t = t0 + (1 - t0) * min(i / steps, 1)
+        return self.at(alpha * t + beta)

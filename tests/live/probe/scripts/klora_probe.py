@@ -1,0 +1,333 @@
+"""The live tests' instrument inside the WebUI. It knows the host, and nothing of K-LoRA.
+
+POST /klora-probe/next      what to do during the next image; every field may be left out:
+  {"record": true,          hash every UNet weight as each model call used it
+   "capture": NAME,         keep all UNet layers as the last model call used them
+   "swap": {STEP: {LAYER: NAME}}, "hr_swap": ...
+                            before model call STEP put captured layers into the model, with the
+                            host's LoRA code left out; NAME "base" is the state before; LAYER may
+                            end in [FIRST:END], these output rows only
+   "raise_at": STEP, "interrupt_at": STEP, "skip_at": STEP, "hr": false
+                            end that model call (of the hires pass, if hr) in this way
+   "nested": {"prompt": TEXT, "scripts": null | "all" | [FILE STEMS], ...}
+                            as ADetailer does: replace the finished image by an img2img of it;
+                            other items are fields of the processing object}
+GET  /klora-probe/last      {"calls": [...], "errors": [...]} of the last image; per model call its
+                            step, total_steps, steps, sampling_step, sigma, sampler, hr, nested,
+                            iteration, checkpoint, cond (hash) and, if recorded, weights
+POST /klora-probe/restore   undo the swaps now; the next image does so by itself
+POST /klora-probe/reload_ui what the button does
+POST /klora-probe/refresh_model   Forge: read the loading options again, as its page does
+"""
+
+import functools
+import hashlib
+import re
+import sys
+import traceback
+from copy import copy
+
+import torch
+from modules import processing, script_callbacks, scripts, shared
+
+LAYERS = {"Linear", "Conv1d", "Conv2d", "Conv3d"}
+
+
+# the UNet ---------------------------------------------------------------------------------------
+
+
+def layers():
+    """{dotted LDM name: module} of the UNet's linear and convolution layers."""
+    model = shared.sd_model
+    if hasattr(model, "forge_objects"):
+        unet = model.forge_objects.unet.model.diffusion_model
+    else:
+        unet = model.model.diffusion_model
+    return {name: m for name, m in unet.named_modules() if type(m).__name__ in LAYERS}
+
+
+def parameters(module):
+    """(name, tensor) of a layer's weight and bias as plain tensors, packed formats included."""
+    for name in ("weight", "bias"):
+        parameter = getattr(module, name, None)
+        if parameter is not None:
+            yield name, parameter.detach().as_subclass(torch.Tensor)
+
+
+def raw(tensor):
+    """A tensor's storage as bytes in one row."""
+    return tensor.view(-1).view(torch.uint8)
+
+
+def digest(*items):
+    """SHA-256 of tensors (their bytes) and other values (their text), nested as they may be."""
+    state = hashlib.sha256()
+
+    def add(item):
+        if isinstance(item, torch.Tensor):
+            state.update(raw(item.detach().cpu().contiguous()).numpy())
+        elif isinstance(item, (list, tuple)):
+            for part in item:
+                add(part)
+        elif isinstance(item, dict):
+            add(sorted(item.items()))
+        else:
+            state.update(getattr(item, "__name__", repr(item)).encode())
+
+    add(items)
+    return state.hexdigest()
+
+
+def weights():
+    """{parameter name: hash}; Forge's online LoRAs under the parameter's name + "#online"."""
+    found = {}
+    for name, module in layers().items():
+        for part, tensor in parameters(module):
+            found[f"{name}.{part}"] = digest(tensor)
+        for part, entries in getattr(module, "forge_online_loras", {}).items():
+            found[f"{name}.{part}#online"] = digest(entries)
+    return found
+
+
+def take():
+    """All layers as they are now."""
+    return {
+        name: (
+            {part: tensor.clone() for part, tensor in parameters(module)},
+            dict(getattr(module, "forge_online_loras", {})),
+        )
+        for name, module in layers().items()
+    }
+
+
+def put(module, state, rows=slice(None)):
+    """Make a layer, or some of its output rows, what `take` saw."""
+    tensors, online = state
+    for part, tensor in parameters(module):
+        count = getattr(module, part).shape[0]
+        new, old = (raw(t).view(count, -1)[rows] for t in (tensors[part], tensor))
+        old.copy_(new)
+    if online:
+        module.forge_online_loras = online
+    elif hasattr(module, "forge_online_loras"):
+        del module.forge_online_loras
+
+
+# one image --------------------------------------------------------------------------------------
+
+
+class Probe:
+    """What was asked for the next image, and what was seen in the last."""
+
+    def __init__(self):
+        self.asked, self.doing = {}, {}
+        self.captured, self.base = {}, None
+        self.calls, self.errors = [], []
+        self.denoiser, self.nested = None, False
+
+    def start(self):
+        """A new image: give back what the last one changed."""
+        self.restore()
+        self.doing, self.asked = self.asked, {}
+        self.calls, self.errors = [], []
+
+    def restore(self):
+        """Undo the swaps."""
+        if self.base is not None:
+            with torch.inference_mode():
+                for name, module in layers().items():
+                    put(module, self.base[name])
+            self.base = None
+
+    def before_call(self, params):
+        """A model call is about to start."""
+        self.denoiser = denoiser = params.denoiser
+        hires = bool(getattr(denoiser.p, "is_hr_pass", False))
+        info = shared.sd_model.sd_checkpoint_info
+        call = dict(
+            step=denoiser.step,
+            total_steps=denoiser.total_steps,
+            steps=denoiser.steps,
+            sampling_step=params.sampling_step,
+            sigma=float(params.sigma[0]),
+            sampler=denoiser.sampler.config.name,
+            hr=hires,
+            nested=self.nested,
+            iteration=denoiser.p.iteration,
+            checkpoint=info.name_for_extra,
+            cond=digest(params.text_cond, params.text_uncond),
+        )
+        self.calls.append(call)
+        if self.nested:
+            return
+        swaps = self.doing.get("hr_swap" if hires else "swap", {})
+        self.swap(swaps.get(str(denoiser.step), {}))
+        if hires != self.doing.get("hr", False):
+            return
+        if self.doing.get("raise_at") == denoiser.step:
+            names = list(layers())
+            raise_in(layers()[names[len(names) // 2]])
+        if self.doing.get("interrupt_at") == denoiser.step:
+            shared.state.interrupt()
+        if self.doing.get("skip_at") == denoiser.step:
+            shared.state.skip()
+
+    def after_call(self):
+        """A model call is done and its weights are still in place."""
+        if self.doing.get("record"):
+            self.calls[-1]["weights"] = weights()
+        if self.doing.get("capture") and not self.nested:
+            self.captured[self.doing["capture"]] = take()
+
+    def swap(self, choice):
+        """Put captured layers into the model."""
+        if not choice:
+            return
+        found = layers()
+        if self.base is None:
+            # AUTOMATIC1111 restores the last image's LoRAs inside the first forward
+            settle = getattr(sys.modules["networks"], "network_apply_weights", lambda module: None)
+            for module in found.values():
+                settle(module)
+            self.base = take()
+        for layer, name in choice.items():
+            layer, first, end = re.fullmatch(r"(.+?)(?:\[(\d+):(\d+)\])?", layer).groups()
+            rows = slice(int(first), int(end)) if end else slice(None)
+            source = self.base if name == "base" else self.captured[name]
+            put(found[layer], source[layer], rows)
+
+    def make_nested(self, p, image):
+        """The image after an img2img of it, made the way ADetailer makes it."""
+        fields = dict(self.doing["nested"])
+        keep = fields.pop("scripts", None)
+        inner = processing.StableDiffusionProcessingImg2Img(
+            sd_model=shared.sd_model,
+            outpath_samples=p.outpath_samples,
+            outpath_grids=p.outpath_grids,
+            init_images=[image],
+            resize_mode=0,
+            negative_prompt=p.negative_prompt,
+            seed=p.seed,
+            sampler_name=p.sampler_name,
+            steps=p.steps,
+            cfg_scale=p.cfg_scale,
+            width=p.width,
+            height=p.height,
+            do_not_save_samples=True,
+            do_not_save_grid=True,
+            **{"denoising_strength": 0.4, **fields},
+        )
+        inner.scheduler = p.scheduler
+        inner.cached_c, inner.cached_uc = [None, None], [None, None]
+        if keep is not None:
+            inner.scripts = copy(p.scripts)
+            inner.script_args = [copy(arg) for arg in p.script_args]
+            if keep != "all":
+                runner = inner.scripts
+                runner.alwayson_scripts = [s for s in runner.alwayson_scripts if stem(s) in keep]
+        self.nested = True
+        try:
+            return processing.process_images(inner).images[0]
+        finally:
+            self.nested = False
+
+
+def stem(script):
+    """The name of a script's file, without .py."""
+    return re.split(r"[/\\]", script.filename)[-1].rpartition(".")[0]
+
+
+def raise_in(module):
+    """Make the next forward of a module fail, once."""
+
+    def fail(*_):
+        hook.remove()
+        raise RuntimeError("raised by klora-probe")
+
+    hook = module.register_forward_pre_hook(fail)
+
+
+# the host's hooks -------------------------------------------------------------------------------
+
+probe = Probe()
+
+
+def reported(function):
+    """The host swallows what callbacks raise; keep it for the test."""
+
+    @functools.wraps(function)
+    def run(*args):
+        try:
+            return function(*args)
+        except Exception:
+            probe.errors.append(traceback.format_exc())
+            raise
+
+    return run
+
+
+class ProbeScript(scripts.Script):
+    """Sees where an image starts and ends."""
+
+    def title(self):
+        """The name in the API."""
+        return "K-LoRA probe"
+
+    def show(self, is_img2img):
+        """Always on, without a page element."""
+        return scripts.AlwaysVisible
+
+    @reported
+    def before_process(self, p, *args):
+        """Start a new image, unless it is part of another."""
+        if not probe.nested:
+            probe.start()
+
+    @reported
+    def postprocess_image(self, p, pp, *args):
+        """Make the nested image."""
+        if probe.doing.get("nested") and not probe.nested:
+            pp.image = probe.make_nested(p, pp.image)
+
+
+@reported
+def on_cfg_denoiser(params):
+    """Before each model call."""
+    probe.before_call(params)
+
+
+@reported
+def on_cfg_after_cfg(params):
+    """After each model call."""
+    probe.after_call()
+
+
+def on_app_started(_demo, app):
+    """The routes."""
+
+    @app.post("/klora-probe/next")
+    def ask(fields: dict):
+        probe.asked = fields
+
+    @app.get("/klora-probe/last")
+    def last():
+        return {"calls": probe.calls, "errors": probe.errors}
+
+    @app.post("/klora-probe/restore")
+    def restore():
+        probe.restore()
+
+    @app.post("/klora-probe/reload_ui")
+    def reload_ui():
+        shared.state.request_restart()
+
+    @app.post("/klora-probe/refresh_model")
+    def refresh_model():
+        from modules_forge import main_entry
+
+        main_entry.refresh_model_loading_parameters()
+
+
+script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
+script_callbacks.on_cfg_after_cfg(on_cfg_after_cfg)
+script_callbacks.on_app_started(on_app_started)
