@@ -9,7 +9,9 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import make_loras
@@ -25,7 +27,7 @@ class Model(NamedTuple):
 
     checkpoint: str
     family: str
-    options: dict = {}
+    options: Mapping = MappingProxyType({})
 
     def lora(self, name):
         """The name of one of its LoRA files."""

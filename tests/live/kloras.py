@@ -38,10 +38,10 @@ def is_attention(part):
     return bool(re.search(ATTENTION, part.partition("[")[0]))
 
 
-def recorded(webui, image="", **fields):
+def recorded(webui, image=None, **fields):
     """(result, model calls with the weights that each used) of an image that must succeed."""
     webui.next(record=True)
-    result = webui.img2img(image, **fields) if image != "" else webui.txt2img(**fields)
+    result = webui.txt2img(**fields) if image is None else webui.img2img(image, **fields)
     assert not result.error, result.error
     return result, webui.last()
 
@@ -70,3 +70,27 @@ def assert_weights(found, wanted, roles, base):
         if found.get(parameter) != right.get(parameter):
             wrong.append(parameter)
     assert not wrong, f"{len(wrong)} of {len(found)} parameters differ: {sorted(wrong)[:5]}"
+
+
+PAIR = "sd15_content", "sd15_style"
+
+
+class Expectation:
+    """The weights that a K-LoRA of two files must give, on the loaded checkpoint."""
+
+    def __init__(self, webui, content=PAIR[0], style=PAIR[1]):
+        self.reading = choice(webui, content, style)
+        self.base = weights_under(webui, "a cat")
+        self.wanted = {
+            "content": weights_under(webui, f"a cat <lora:{content}:1>"),
+            "style": weights_under(webui, f"a cat <lora:{style}:1>"),
+        }
+
+    def check(self, call, i, steps, t0=0.0, **scale):
+        """The call used the weights that the paper asks for after `i` of `steps` steps."""
+        roles = self.reading.step(i, steps, t0, **scale)
+        assert_weights(call["weights"], self.wanted, roles, self.base)
+
+    def check_base(self, call):
+        """The call used the checkpoint's own weights."""
+        assert call["weights"] == self.base

@@ -12,7 +12,9 @@ import argparse
 import json
 import math
 import re
+import shutil
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -126,7 +128,8 @@ def diffusers_flux_parts(layer, shape):
         return [(prefix + whole[part], 0, rows)]
     names = fused[part]
     bounds = [width * number for number in range(len(names))] + [rows]
-    return [(prefix + name, *span) for name, *span in zip(names, bounds, bounds[1:])]
+    spans = zip(names, pairwise(bounds), strict=True)
+    return [(prefix + name, first, end) for name, (first, end) in spans]
 
 
 def spelled(layer, shape, spelling):
@@ -245,8 +248,8 @@ FIRST = ("lora_up.weight", "hada_w1_a", "lokr_w1", "diff")  # ΔW is linear in t
 
 
 def write(
-    path, layers, spelling="kohya", kind="lora", rank=4, seed=1, alpha=None, scale=0.3, spread=0.7,
-    dtype="float16", which="attention", only="", te=False,
+    path, layers, *, spelling="kohya", kind="lora", rank=4, seed=1, alpha=None, scale=0.3,
+    spread=0.7, dtype="float16", which="attention", only="", te=False,
 ):  # fmt: skip
     """Write a random LoRA file for `layers` (see `layers_of`).
 
@@ -341,7 +344,7 @@ def write_bad(folder, layers):
 
 # the live tests' set ----------------------------------------------------------------------------
 
-CONTENT, STYLE = dict(rank=4, seed=11), dict(rank=8, seed=22)
+CONTENT, STYLE = {"rank": 4, "seed": 11}, {"rank": 8, "seed": 22}
 PAIRS = {  # checkpoint without "tiny_": the spelling that its LoRA files usually have
     "sd15": "kohya",
     "sdxl": "ldm",
@@ -350,7 +353,7 @@ PAIRS = {  # checkpoint without "tiny_": the spelling that its LoRA files usuall
 }
 MORE = {
     "sd15": {
-        "other": dict(rank=4, seed=33),
+        "other": {"rank": 4, "seed": 33},
         "content_te": dict(CONTENT, te=True),
         "style_te": dict(STYLE, te=True),
         "content_all": dict(CONTENT, which="all", kind="tucker", dtype="float32"),
@@ -379,8 +382,12 @@ MORE = {
 
 
 def write_set(checkpoints, folder):
-    """Write `FAMILY_content`, `FAMILY_style` and the rest for every tiny checkpoint there is."""
+    """Write `FAMILY_content`, `FAMILY_style` and the rest for every tiny checkpoint there is.
+
+    What the folder held before is removed; Forge renames files that it cannot read.
+    """
     checkpoints, folder = Path(checkpoints), Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     for family, spelling in PAIRS.items():
         checkpoint = checkpoints / f"tiny_{family}.safetensors"
         if not checkpoint.is_file():
@@ -388,8 +395,8 @@ def write_set(checkpoints, folder):
         layers = layers_of(checkpoint)
         pair = {"content": CONTENT, "style": STYLE}
         for name, options in {**pair, **MORE.get(family, {})}.items():
-            options = {"spelling": spelling, **options}
-            write(folder / f"{family}_{name}.safetensors", layers, **options)
+            file = folder / f"{family}_{name}.safetensors"
+            write(file, layers, **{"spelling": spelling, **options})
     write_bad(folder, layers_of(checkpoints / "tiny_sd15.safetensors"))
 
 

@@ -85,11 +85,11 @@ def edit_json(source, target, **changes):
 
 CHANNELS = 64
 CLIP_WIDTH = 64
-CLIP = dict(num_hidden_layers=2, num_attention_heads=2)
+CLIP = {"num_hidden_layers": 2, "num_attention_heads": 2}
 CLIP_SMALL = dict(CLIP, hidden_size=CLIP_WIDTH, intermediate_size=128, projection_dim=CLIP_WIDTH)
 CLIP_FLUX = dict(CLIP, intermediate_size=256)  # a CLIP-L file of its own is known by its 768
-T5 = dict(num_layers=2, d_model=64, d_ff=128, num_heads=1)
-VAE = dict(block_out_channels=[32] * 4, layers_per_block=1)
+T5 = {"num_layers": 2, "d_model": 64, "d_ff": 128, "num_heads": 1}
+VAE = {"block_out_channels": [32] * 4, "layers_per_block": 1}
 SD15, SDXL = "runwayml/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
 FLUX = "black-forest-labs/FLUX.1-dev"
 CONFIGS = {
@@ -97,7 +97,12 @@ CONFIGS = {
     SDXL: {"text_encoder": CLIP_SMALL, "text_encoder_2": CLIP_SMALL, "vae": VAE},
     FLUX: {"text_encoder": CLIP_FLUX, "text_encoder_2": T5, "vae": VAE},
 }
-UNET = dict(in_channels=4, out_channels=4, model_channels=CHANNELS, use_spatial_transformer=True)
+UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": CHANNELS,
+    "use_spatial_transformer": True,
+}
 UNET_SD15 = dict(
     UNET, num_res_blocks=[2] * 4, channel_mult=[1] * 4, transformer_depth=[1] * 6 + [0] * 2,
     transformer_depth_output=[1] * 9 + [0] * 3, transformer_depth_middle=1, num_heads=8,
@@ -109,11 +114,20 @@ UNET_SDXL = dict(
     num_head_channels=64, context_dim=2 * CLIP_WIDTH, use_linear_in_transformer=True,
     adm_in_channels=CLIP_WIDTH + 6 * 256, num_classes="sequential",
 )  # fmt: skip
-TRANSFORMER = dict(
-    in_channels=16, vec_in_dim=768, context_in_dim=T5["d_model"], hidden_size=256, mlp_ratio=4.0,
-    num_heads=2, depth=2, depth_single_blocks=3, axes_dim=[16, 56, 56], theta=10000,
-    qkv_bias=True, guidance_embed=True,
-)  # fmt: skip
+TRANSFORMER = {
+    "in_channels": 16,
+    "vec_in_dim": 768,
+    "context_in_dim": T5["d_model"],
+    "hidden_size": 256,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 3,
+    "axes_dim": [16, 56, 56],
+    "theta": 10000,
+    "qkv_bias": True,
+    "guidance_embed": True,
+}
 
 
 def make_forge(webui, data):
@@ -249,25 +263,32 @@ def make_a1111(webui, data):
 
     initialize_util.fix_pytorch_lightning()  # ldm imports a module that newer versions moved
     from modules import paths  # noqa: F401  (puts ldm and sgm on the path)
+
+    # isort: split
     from ldm.util import instantiate_from_config
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tiny = data / "tiny"
     save_clip(tiny / "clip", Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz"))
-    text = dict(context_length=77, vocab_size=49408, width=WIDTH, heads=4, layers=12)
-    vision = dict(image_size=32, layers=1, width=WIDTH, head_width=8, patch_size=16)
+    text = {"context_length": 77, "vocab_size": 49408, "width": WIDTH, "heads": 4, "layers": 12}
+    vision = {"image_size": 32, "layers": 1, "width": WIDTH, "head_width": 8, "patch_size": 16}
     architecture = tiny / f"{ARCHITECTURE}.json"
-    architecture.write_text(json.dumps(dict(embed_dim=WIDTH, vision_cfg=vision, text_cfg=text)))
+    architecture.write_text(
+        json.dumps({"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text})
+    )
     open_clip.add_model_config(architecture)
 
-    # the modules load pretrained text encoders by themselves: give them empty ones
-    CLIPTextModel.from_pretrained = lambda name, **kwargs: CLIPTextModel(
-        CLIPTextConfig.from_pretrained(name)
-    )
+    # the modules load pretrained text encoders by themselves: give them new ones
     create = open_clip.create_model_and_transforms
-    open_clip.create_model_and_transforms = lambda *args, pretrained=None, **kwargs: create(
-        *args, **kwargs
-    )
+
+    def create_new(*args, pretrained=None, **kwargs):
+        return create(*args, **kwargs)
+
+    def clip_new(name, **kwargs):
+        return CLIPTextModel(CLIPTextConfig.from_pretrained(name))
+
+    open_clip.create_model_and_transforms = create_new
+    CLIPTextModel.from_pretrained = clip_new
 
     checkpoints = data / "models" / "Stable-diffusion"
     configs = {
@@ -297,19 +318,29 @@ def save_clip(folder, merges_file):
     from open_clip.tokenizer import bytes_to_unicode
 
     folder.mkdir(exist_ok=True)
-    merges = gzip.open(merges_file).read().decode("utf8").split("\n")[1 : 49152 - 256 - 2 + 1]
+    with gzip.open(merges_file, "rt", encoding="utf8") as file:
+        merges = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
     letters = list(bytes_to_unicode().values())
     words = [*letters, *(letter + "</w>" for letter in letters)]
     words += ["".join(merge.split()) for merge in merges]
     start, end = "<|startoftext|>", "<|endoftext|>"
     vocabulary = {word: number for number, word in enumerate([*words, start, end])}
-    special = dict(bos_token=start, eos_token=end, pad_token=end, unk_token=end)
-    model = dict(
-        architectures=["CLIPTextModel"], model_type="clip_text_model", hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH, num_hidden_layers=12, num_attention_heads=4,
-        projection_dim=WIDTH, max_position_embeddings=77, vocab_size=len(vocabulary),
-        hidden_act="quick_gelu", bos_token_id=0, eos_token_id=2, pad_token_id=1,
-    )  # fmt: skip
+    special = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
+    model = {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 4,
+        "projection_dim": WIDTH,
+        "max_position_embeddings": 77,
+        "vocab_size": len(vocabulary),
+        "hidden_act": "quick_gelu",
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    }
     tokenizer = dict(special, tokenizer_class="CLIPTokenizer", model_max_length=77)
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf8")
     for name, content in {
@@ -323,16 +354,25 @@ def save_clip(folder, merges_file):
 
 def module(target, **params):
     """One entry of an ldm or sgm configuration."""
-    return dict(target=target, params=params)
+    return {"target": target, "params": params}
 
 
 def vae_config(target):
     """A VAE with the real one's levels."""
-    return module(
-        target, embed_dim=4, monitor="val/rec_loss", lossconfig=module("torch.nn.Identity"),
-        ddconfig=dict(double_z=True, z_channels=4, resolution=64, in_channels=3, out_ch=3, ch=32,
-                      ch_mult=[1] * 4, num_res_blocks=1, attn_resolutions=[], dropout=0.0),
-    )  # fmt: skip
+    sizes = {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 64,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1] * 4,
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    loss = module("torch.nn.Identity")
+    return module(target, embed_dim=4, monitor="val/rec_loss", lossconfig=loss, ddconfig=sizes)
 
 
 def unet_config(**params):
@@ -352,16 +392,28 @@ def sd15_config(clip):
         transformer_depth=1, context_dim=WIDTH,
     )  # fmt: skip
     encoder = module("ldm.modules.encoders.modules.FrozenCLIPEmbedder", version=clip, device="cpu")
-    return dict(
-        model=module(
+    return {
+        "model": module(
             "ldm.models.diffusion.ddpm.LatentDiffusion",
-            linear_start=0.00085, linear_end=0.0120, num_timesteps_cond=1, log_every_t=200,
-            timesteps=1000, first_stage_key="jpg", cond_stage_key="txt", image_size=8, channels=4,
-            cond_stage_trainable=False, conditioning_key="crossattn", monitor="val/loss_simple_ema",
-            scale_factor=0.18215, use_ema=False, unet_config=unet, cond_stage_config=encoder,
+            linear_start=0.00085,
+            linear_end=0.0120,
+            num_timesteps_cond=1,
+            log_every_t=200,
+            timesteps=1000,
+            first_stage_key="jpg",
+            cond_stage_key="txt",
+            image_size=8,
+            channels=4,
+            cond_stage_trainable=False,
+            conditioning_key="crossattn",
+            monitor="val/loss_simple_ema",
+            scale_factor=0.18215,
+            use_ema=False,
+            unet_config=unet,
+            cond_stage_config=encoder,
             first_stage_config=vae_config("ldm.models.autoencoder.AutoencoderKL"),
         )
-    )  # fmt: skip
+    }
 
 
 def sdxl_config(clip, depth):
@@ -384,7 +436,7 @@ def sdxl_config(clip, depth):
     keys = ["txt", "txt", "original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple"]
     embedders = [
         dict(is_trainable=False, input_key=key, **embedder)
-        for key, embedder in zip(keys, text + sizes)
+        for key, embedder in zip(keys, text + sizes, strict=True)
     ]
     denoiser = module(
         diffusion + "denoiser.DiscreteDenoiser", num_idx=1000,
@@ -392,15 +444,17 @@ def sdxl_config(clip, depth):
         scaling_config=module(diffusion + "denoiser_scaling.EpsScaling"),
         discretization_config=module(diffusion + "discretizer.LegacyDDPMDiscretization"),
     )  # fmt: skip
-    return dict(
-        model=module(
+    return {
+        "model": module(
             "sgm.models.diffusion.DiffusionEngine",
-            scale_factor=0.13025, disable_first_stage_autocast=True, denoiser_config=denoiser,
+            scale_factor=0.13025,
+            disable_first_stage_autocast=True,
+            denoiser_config=denoiser,
             network_config=unet,
             conditioner_config=module("sgm.modules.GeneralConditioner", emb_models=embedders),
             first_stage_config=vae_config("sgm.models.autoencoder.AutoencoderKLInferenceWrapper"),
         )
-    )  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

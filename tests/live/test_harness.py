@@ -12,6 +12,9 @@ def prompt_with(name):
     return f"a cat <lora:{name}:1>"
 
 
+LORA = prompt_with("sd15_content")
+
+
 def layers(webui):
     """The loaded checkpoint's layers; a GGUF file has those of the file it was made from."""
     checkpoint = webui.loaded[0].replace("_q8_0.gguf", ".safetensors")
@@ -108,7 +111,7 @@ def test_rows_of_a_fused_weight_can_be_swapped(webui, model):
 def test_an_image_that_ends_early_leaves_a_server_that_answers(webui, end):
     base = webui.txt2img()
     webui.next(**{end: 1})
-    ended = webui.txt2img(prompt=prompt_with("sd15_content"))
+    ended = webui.txt2img(prompt=LORA)
     assert len(webui.last()) == 2
     if end == "raise_at":
         assert "raised by klora-probe" in ended.error
@@ -116,6 +119,22 @@ def test_an_image_that_ends_early_leaves_a_server_that_answers(webui, end):
         assert not ended.error
         assert len(ended.images) == 1
     assert webui.txt2img().sha == base.sha
+
+
+def test_the_hires_pass_has_its_own_calls(webui):
+    """Both can be swapped and ended by themselves."""
+    hires = {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.5}
+    base, wanted = (webui.txt2img(**hires, prompt=text) for text in ("a cat", LORA))
+    assert not webui.capture("A", LORA).error
+    every = dict.fromkeys(lora_parts(webui, "sd15_content"), "A")
+    webui.next(swap={"0": every})
+    assert webui.txt2img(**hires).sha == wanted.sha
+    webui.next(hr_swap={"1": every})
+    assert webui.txt2img(**hires).sha not in (base.sha, wanted.sha)
+    webui.next(raise_at=1, hr=True)
+    assert "raised by klora-probe" in webui.txt2img(**hires).error
+    assert [call["hr"] for call in webui.last()] == [False] * STEPS + [True] * 2
+    assert webui.txt2img(**hires).sha == base.sha
 
 
 @pytest.mark.parametrize("scripts", [None, "all", ["klora_probe"]])

@@ -42,11 +42,17 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "SD_WEBUI_RESTARTING": "1",  # opens no browser
 }
-ARGUMENTS = (
-    "--skip-prepare-environment --skip-install --skip-torch-cuda-test --skip-python-version-check "
-    "--skip-version-check --api --no-download-sd-model --no-prompt-history "
-    "--disable-console-progressbars"
-).split()
+ARGUMENTS = [
+    "--skip-prepare-environment",
+    "--skip-install",
+    "--skip-torch-cuda-test",
+    "--skip-python-version-check",
+    "--skip-version-check",
+    "--no-download-sd-model",
+    "--no-prompt-history",
+    "--disable-console-progressbars",
+    "--api",
+]
 HOST_ARGUMENTS = {
     "a1111": ["--use-cpu", "all", "--no-half", "--do-not-download-clip"],
     "forge": ["--always-cpu", "--disable-gpu-warning"],
@@ -89,12 +95,19 @@ HOST_SETTINGS = {
 }
 FLUX_MODULES = ["tiny_clip_l.safetensors", "tiny_t5.safetensors", "tiny_ae.safetensors"]
 
-REQUEST = dict(
-    prompt="a cat", negative_prompt="", width=64, height=64, steps=4, seed=1, sampler_name="Euler",
-    scheduler="Automatic", cfg_scale=7,
-)  # fmt: skip
+REQUEST = {
+    "prompt": "a cat",
+    "negative_prompt": "",
+    "width": 64,
+    "height": 64,
+    "steps": 4,
+    "seed": 1,
+    "sampler_name": "Euler",
+    "scheduler": "Automatic",
+    "cfg_scale": 7,
+}
 # Forge's own API fails without the first one and has no default for the second.
-FORGE_HIRES = dict(hr_additional_modules=["Use same choices"], hr_cfg=7)
+FORGE_HIRES = {"hr_additional_modules": ["Use same choices"], "hr_cfg": 7}
 
 
 @dataclass(frozen=True)
@@ -145,7 +158,7 @@ def find(host):
 def commit(folder):
     """The git commit of a folder, or an empty string."""
     git = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @dataclass(frozen=True)
@@ -349,7 +362,7 @@ class WebUI:
     # the API
 
     def request(self, path, body=None, timeout=300):
-        """(status, parsed answer) of a GET, or of a POST if there is a body (which may hold NaN)."""
+        """(status, parsed answer) of a GET, or of a POST if there is a body; it may hold NaN."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             self.url + path, data, {"Content-Type": "application/json"}

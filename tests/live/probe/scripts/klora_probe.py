@@ -14,7 +14,8 @@ POST /klora-probe/next      what to do during the next image; every field may be
                             other items are fields of the processing object}
 GET  /klora-probe/last      {"calls": [...], "errors": [...]} of the last image; per model call its
                             step, total_steps, steps, sampling_step, sigma, sampler, hr, nested,
-                            iteration, checkpoint, cond (hash) and, if recorded, weights
+                            iteration, checkpoint, cond (hash) and, if recorded, weights and
+                            touched (the parameters written since the call before)
 POST /klora-probe/restore   undo the swaps now; the next image does so by itself
 POST /klora-probe/reload_ui what the button does
 POST /klora-probe/refresh_model   Forge: read the loading options again, as its page does
@@ -89,6 +90,28 @@ def weights():
     return found
 
 
+def identities():
+    """{parameter name: what changes when it is written}: the object, and its write counter where
+    torch keeps one (not for tensors made in inference mode, which a host replaces instead)."""
+    found = {}
+    for name, module in layers().items():
+        for part in ("weight", "bias"):
+            parameter = getattr(module, part, None)
+            if parameter is not None:
+                count = 0 if parameter.is_inference() else parameter._version
+                found[f"{name}.{part}"] = parameter, count
+    return found
+
+
+def touched(before, after):
+    """The parameters written between two calls of `identities`."""
+    return [
+        name
+        for name, (parameter, count) in after.items()
+        if before[name][0] is not parameter or before[name][1] != count
+    ]
+
+
 def take():
     """All layers as they are now."""
     return {
@@ -123,6 +146,7 @@ class Probe:
         self.asked, self.doing = {}, {}
         self.captured, self.base = {}, None
         self.calls, self.errors = [], []
+        self.identities = None
         self.denoiser, self.nested = None, False
 
     def start(self):
@@ -130,6 +154,7 @@ class Probe:
         self.restore()
         self.doing, self.asked = self.asked, {}
         self.calls, self.errors = [], []
+        self.identities = None
 
     def restore(self):
         """Undo the swaps."""
@@ -144,19 +169,19 @@ class Probe:
         self.denoiser = denoiser = params.denoiser
         hires = bool(getattr(denoiser.p, "is_hr_pass", False))
         info = shared.sd_model.sd_checkpoint_info
-        call = dict(
-            step=denoiser.step,
-            total_steps=denoiser.total_steps,
-            steps=denoiser.steps,
-            sampling_step=params.sampling_step,
-            sigma=float(params.sigma[0]),
-            sampler=denoiser.sampler.config.name,
-            hr=hires,
-            nested=self.nested,
-            iteration=denoiser.p.iteration,
-            checkpoint=info.name_for_extra,
-            cond=digest(params.text_cond, params.text_uncond),
-        )
+        call = {
+            "step": denoiser.step,
+            "total_steps": denoiser.total_steps,
+            "steps": denoiser.steps,
+            "sampling_step": params.sampling_step,
+            "sigma": float(params.sigma[0]),
+            "sampler": denoiser.sampler.config.name,
+            "hr": hires,
+            "nested": self.nested,
+            "iteration": denoiser.p.iteration,
+            "checkpoint": info.name_for_extra,
+            "cond": digest(params.text_cond, params.text_uncond),
+        }
         self.calls.append(call)
         if self.nested:
             return
@@ -175,7 +200,10 @@ class Probe:
     def after_call(self):
         """A model call is done and its weights are still in place."""
         if self.doing.get("record"):
+            now = identities()
             self.calls[-1]["weights"] = weights()
+            self.calls[-1]["touched"] = touched(self.identities or now, now)
+            self.identities = now
         if self.doing.get("capture") and not self.nested:
             self.captured[self.doing["capture"]] = take()
 
@@ -190,8 +218,8 @@ class Probe:
             for module in found.values():
                 settle(module)
             self.base = take()
-        for layer, name in choice.items():
-            layer, first, end = re.fullmatch(r"(.+?)(?:\[(\d+):(\d+)\])?", layer).groups()
+        for part, name in choice.items():
+            layer, first, end = re.fullmatch(r"(.+?)(?:\[(\d+):(\d+)\])?", part).groups()
             rows = slice(int(first), int(end)) if end else slice(None)
             source = self.base if name == "base" else self.captured[name]
             put(found[layer], source[layer], rows)
@@ -200,23 +228,19 @@ class Probe:
         """The image after an img2img of it, made the way ADetailer makes it."""
         fields = dict(self.doing["nested"])
         keep = fields.pop("scripts", None)
-        inner = processing.StableDiffusionProcessingImg2Img(
-            sd_model=shared.sd_model,
-            outpath_samples=p.outpath_samples,
-            outpath_grids=p.outpath_grids,
-            init_images=[image],
-            resize_mode=0,
-            negative_prompt=p.negative_prompt,
-            seed=p.seed,
-            sampler_name=p.sampler_name,
-            steps=p.steps,
-            cfg_scale=p.cfg_scale,
-            width=p.width,
-            height=p.height,
-            do_not_save_samples=True,
-            do_not_save_grid=True,
-            **{"denoising_strength": 0.4, **fields},
-        )
+        own = {
+            "sd_model": shared.sd_model,
+            "outpath_samples": p.outpath_samples,
+            "outpath_grids": p.outpath_grids,
+            "init_images": [image],
+            "resize_mode": 0,
+            "denoising_strength": 0.4,
+            "do_not_save_samples": True,
+            "do_not_save_grid": True,
+        }
+        names = ("negative_prompt", "seed", "sampler_name", "steps", "cfg_scale", "width", "height")
+        same = {name: getattr(p, name) for name in names}
+        inner = processing.StableDiffusionProcessingImg2Img(**{**own, **same, **fields})
         inner.scheduler = p.scheduler
         inner.cached_c, inner.cached_uc = [None, None], [None, None]
         if keep is not None:

@@ -28,18 +28,18 @@ def patch_forge():
             config["hidden_size"] = int(state_dict[f"{prefix}img_in.weight"].shape[0])
             config["context_in_dim"] = int(state_dict[f"{prefix}txt_in.weight"].shape[1])
             config["num_heads"] = config["hidden_size"] // sum(config["axes_dim"])
-            for depth, blocks in (("depth", "double"), ("depth_single_blocks", "single")):
-                blocks = f"{prefix}{blocks}_blocks." + "{}."
+            for depth, kind in (("depth", "double"), ("depth_single_blocks", "single")):
+                blocks = f"{prefix}{kind}_blocks." + "{}."
                 config[depth] = detection.count_blocks(list(state_dict), blocks)
             return model_list.Flux(config)
         if config.get("model_channels", 320) < 320:
             return (model_list.SDXL if config["adm_in_channels"] else model_list.SD15)(config)
         return guess(state_dict, prefix, *args, **kwargs)
 
-    def load_huggingface_component(guess, name, library, cls, repo_path, state_dict):
+    def load_huggingface_component(guess, name, library, cls, repo_path, *state_dict):
         tiny = TINY / "huggingface" / guess.huggingface_repo
         repo_path = str(tiny) if tiny.is_dir() else repo_path
-        return load_component(guess, name, library, cls, repo_path, state_dict)
+        return load_component(guess, name, library, cls, repo_path, *state_dict)
 
     huggingface_guess.model_config_from_unet = model_config_from_unet
     loader.load_huggingface_component = load_huggingface_component

@@ -1,0 +1,282 @@
+"""Invariant 5: the step that each model call belongs to, in every kind of generation."""
+
+import itertools
+
+import numpy as np
+import pytest
+from kloras import PAIR, Expectation, recorded, script, tags
+
+STEPS = 6
+ONE_CALL = (
+    "Euler", "Euler a", "DPM++ 2M", "DPM++ 2M SDE", "DPM++ 3M SDE", "LMS", "DPM fast",
+    "DPM adaptive", "DDIM", "DDIM CFG++", "UniPC", "LCM",
+)  # fmt: skip
+TWO_CALLS = ("Heun", "DPM2", "DPM2 a", "DPM++ SDE", "DPM++ 2S a", "Restart")
+FORGE_ONLY = ("HeunPP2", "IPNDM", "IPNDM_V", "DEIS", "DDPM")
+HEUN_PP2 = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5]
+"""Six steps: three calls each, then two, then one."""
+
+
+@pytest.fixture
+def expected(webui, host, once={}):  # noqa: B006 - kept for the module, per host
+    """The weights that the pair must give on tiny_sd15."""
+    if host not in once:
+        once[host] = Expectation(webui)
+    return once[host]
+
+
+def step_of(sampler, call):
+    """Finished steps before a model call, from the samplers' published algorithms."""
+    if sampler == "HeunPP2":
+        return HEUN_PP2[call]
+    if sampler == "PLMS":  # its first step is improved Euler, two evaluations
+        return max(call - 1, 0)
+    return call // 2 if sampler in TWO_CALLS else call
+
+
+@pytest.mark.parametrize("sampler", [*ONE_CALL, *TWO_CALLS, "PLMS", *FORGE_ONLY])
+def test_every_sampler(webui, host, expected, sampler):
+    if sampler in FORGE_ONLY and host != "forge":
+        pytest.skip("this WebUI does not have that sampler")
+    result, calls = recorded(webui, prompt=tags(*PAIR), steps=STEPS, sampler_name=sampler)
+    assert {call["sampler"] for call in calls} == {sampler}
+    assert "K-LoRA error" not in result.infotexts[0]
+    for number, call in enumerate(calls):
+        expected.check(call, step_of(sampler, number), STEPS)
+    steps = {step_of(sampler, number) for number in range(len(calls))}
+    assert len(steps) >= STEPS - 1, "too few calls to be a test"
+
+
+@pytest.mark.parametrize("steps", [20, 40])
+def test_restart_goes_back_in_noise_but_not_in_progress(webui, expected, steps):
+    _, calls = recorded(webui, prompt=tags(*PAIR), steps=steps, sampler_name="Restart")
+    sigmas = [call["sigma"] for call in calls]
+    assert any(b > a + 1e-6 for a, b in itertools.pairwise(sigmas))
+    for number, call in enumerate(calls):
+        expected.check(call, number // 2, steps)
+
+
+@pytest.mark.parametrize(
+    ("scale", "settings", "reading"),
+    [
+        ("S", {}, {}),
+        ("S", {"alpha": 3, "beta": 0.2}, {"alpha": 3, "beta": 0.2}),
+        ("none", {"scale": "none"}, {"alpha": 0, "beta": 1}),
+    ],
+)
+def test_alpha_beta_and_no_scale(webui, expected, scale, settings, reading):
+    fields = script(**settings)
+    result, calls = recorded(webui, prompt=tags(*PAIR), steps=STEPS, alwayson_scripts=fields)
+    for number, call in enumerate(calls):
+        expected.check(call, number, STEPS, **reading)
+    if settings:
+        assert f"{next(iter(settings))}=" in result.infotexts[0]
+
+
+def test_s_star_wraps_to_content_and_comes_back(webui, expected):
+    """S*(t) = (1.5·t + 1.3) mod 1.5: above every ratio at first, 0 after two fifteenths."""
+    steps = 15
+    fields = script(scale="S*")
+    _, calls = recorded(webui, prompt=tags(*PAIR), steps=steps, alwayson_scripts=fields)
+    for number, call in enumerate(calls):
+        scale = (1.5 * number / steps + 1.3) % 1.5
+        expected.check(call, 0, 1, alpha=0, beta=scale)
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.75, 1.0])
+@pytest.mark.parametrize("sampler", ["Euler", "Heun"])
+@pytest.mark.parametrize("progress", ["continue", "restart"])
+def test_img2img(webui, expected, strength, sampler, progress):
+    image = np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)
+    steps = 8
+    _, calls = recorded(
+        webui, image, prompt=tags(*PAIR), steps=steps, sampler_name=sampler,
+        denoising_strength=strength, alwayson_scripts=script(progress=progress),
+    )  # fmt: skip
+    count = int(min(strength, 0.999) * steps) + 1
+    t0 = 1 - strength if progress == "continue" else 0
+    assert len(calls) == (2 * count - 1 if sampler == "Heun" else count)
+    for number, call in enumerate(calls):
+        expected.check(call, step_of(sampler, number), count, t0)
+
+
+def test_img2img_with_fixed_steps(webui, expected):
+    """The host's option “do exactly the amount of steps the slider specifies”."""
+    image = np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)
+    _, calls = recorded(
+        webui, image, prompt=tags(*PAIR), steps=STEPS, denoising_strength=0.5,
+        override_settings={"img2img_fix_steps": True},
+    )  # fmt: skip
+    assert len(calls) == STEPS
+    for number, call in enumerate(calls):
+        expected.check(call, number, STEPS, 0.5)
+
+
+@pytest.mark.parametrize("progress", ["continue", "restart"])
+@pytest.mark.parametrize("hr_sampler", ["", "Heun"])
+def test_hires(webui, expected, progress, hr_sampler):
+    more = {"hr_sampler_name": hr_sampler} if hr_sampler else {}
+    _, calls = recorded(
+        webui, prompt=tags(*PAIR), steps=STEPS, enable_hr=True, hr_scale=2, denoising_strength=0.6,
+        hr_second_pass_steps=5, alwayson_scripts=script(progress=progress), **more,
+    )  # fmt: skip
+    first = [call for call in calls if not call["hr"]]
+    second = [call for call in calls if call["hr"]]
+    assert len(first) == STEPS
+    assert len(second) == (9 if hr_sampler else 5)
+    for number, call in enumerate(first):
+        expected.check(call, number, STEPS)
+    t0 = 0.4 if progress == "continue" else 0
+    for number, call in enumerate(second):
+        expected.check(call, step_of(hr_sampler, number), 5, t0)
+
+
+@pytest.mark.parametrize("where", ["main", "hires"])
+def test_hires_with_other_tags(webui, expected, where):
+    """K-LoRA in one pass only, as `<lora:>` does."""
+    prompts = {"main": tags(*PAIR), "hires": "a cat"}
+    if where == "hires":
+        prompts = {"main": "a cat", "hires": tags(*PAIR)}
+    result, calls = recorded(
+        webui, prompt=prompts["main"], hr_prompt=prompts["hires"], steps=STEPS, enable_hr=True,
+        hr_scale=2, denoising_strength=0.5,
+    )  # fmt: skip
+    assert "K-LoRA: " in result.infotexts[0]
+    for call in calls:
+        if call["hr"] == (where == "hires"):
+            expected.check(call, call["step"], STEPS, 0.5 if call["hr"] else 0)
+        else:
+            expected.check_base(call)
+
+
+def test_hires_with_the_roles_swapped(webui, expected):
+    """Two pairs in one image, and the same two in the next."""
+    swapped = Expectation(webui, *PAIR[::-1])
+    fields = dict(
+        prompt=tags(*PAIR), hr_prompt=tags(*PAIR[::-1]), steps=STEPS, enable_hr=True, hr_scale=2,
+        denoising_strength=0.5,
+    )  # fmt: skip
+    results = []
+    for _ in range(2):
+        result, calls = recorded(webui, **fields)
+        results.append(result.sha)
+        for call in calls:
+            if call["hr"]:
+                swapped.check(call, call["step"], STEPS, 0.5)
+            else:
+                expected.check(call, call["step"], STEPS)
+    assert results[0] == results[1]
+
+
+def test_batches(webui, expected):
+    _, calls = recorded(webui, prompt=tags(*PAIR), steps=STEPS, batch_size=2, n_iter=2)
+    assert [call["iteration"] for call in calls] == [0] * STEPS + [1] * STEPS
+    for call in calls:
+        expected.check(call, call["step"], STEPS)
+
+
+def test_the_second_of_a_batch_count_is_the_image_of_its_seed(webui):
+    alone = webui.txt2img(prompt=tags(*PAIR), steps=STEPS, seed=2)
+    assert alone.sha in webui.txt2img(prompt=tags(*PAIR), steps=STEPS, seed=1, n_iter=2).hashes
+
+
+def test_prompt_editing_and_composition(webui, expected):
+    for prompt in (
+        "a [cat:dog:0.5] <klora:{}> <klora:{}>",
+        "a cat AND a dog <klora:{}> <klora:{}>",
+    ):
+        _, calls = recorded(webui, prompt=prompt.format(*PAIR), steps=STEPS)
+        for call in calls:
+            expected.check(call, call["step"], STEPS)
+
+
+def test_a_refiner_of_the_same_kind_goes_on_with_k_lora(webui, expected):
+    webui.load("tiny_sd15_b")
+    refined = Expectation(webui)
+    webui.load("tiny_sd15")
+    _, calls = recorded(
+        webui, prompt=tags(*PAIR), steps=STEPS, refiner_checkpoint="tiny_sd15_b",
+        refiner_switch_at=0.5,
+    )  # fmt: skip
+    names = [call["checkpoint"] for call in calls]
+    assert names[0] != names[-1]
+    for call in calls:
+        now = expected if call["checkpoint"] == names[0] else refined
+        now.check(call, call["step"], STEPS)
+    assert_base_is_back(webui, expected)
+
+
+def test_a_refiner_of_another_kind_drops_every_lora(webui, host, expected):
+    """AUTOMATIC1111 loads it anew and clears its LoRAs; then K-LoRA stops as `<lora:>` does."""
+    if host != "a1111":
+        pytest.skip("Forge activates the LoRAs again for every refiner")
+    webui.load("tiny_sd15_c")
+    refined = Expectation(webui)
+    webui.load("tiny_sd15")
+    _, calls = recorded(
+        webui, prompt=tags(*PAIR), steps=STEPS, refiner_checkpoint="tiny_sd15_c",
+        refiner_switch_at=0.5,
+    )  # fmt: skip
+    names = [call["checkpoint"] for call in calls]
+    assert names[0] != names[-1]
+    for call in calls:
+        if call["checkpoint"] == names[0]:
+            expected.check(call, call["step"], STEPS)
+        else:
+            refined.check_base(call)
+    assert_base_is_back(webui, expected)
+
+
+def assert_base_is_back(webui, expected):
+    """The next image without tags has the checkpoint's own weights."""
+    for call in recorded(webui, prompt="a cat", steps=2)[1]:
+        expected.check_base(call)
+
+
+@pytest.mark.parametrize("scripts", [None, "all", ["klora_probe"]])
+def test_a_generation_nested_in_another(webui, expected, scripts):
+    """As ADetailer does it: with no scripts, all, or some that leave ours out. Tags work in it,
+    with the accordion's settings where it has the arguments."""
+    settings = {"alpha": 3, "beta": 0.4}
+    webui.next(record=True, nested={"prompt": tags(*PAIR), "scripts": scripts, "steps": 10})
+    result = webui.txt2img(
+        prompt=tags(*PAIR), steps=STEPS, batch_size=1, n_iter=2, alwayson_scripts=script(**settings)
+    )
+    assert not result.error
+    calls = webui.last()
+    steps = 20 if scripts else 10  # the host's own sampler script sets the page's default
+    count = int(0.4 * steps) + 1
+    assert [call["nested"] for call in calls] == 2 * ([False] * STEPS + [True] * count)
+    for call in calls:
+        if not call["nested"]:
+            expected.check(call, call["step"], STEPS, **settings)
+        else:
+            expected.check(call, call["step"], count, 0.6, **(settings if scripts else {}))
+    assert_base_is_back(webui, expected)
+
+
+@pytest.mark.parametrize("scripts", [None, "all", ["klora_probe"]])
+def test_a_nested_generation_without_tags(webui, expected, scripts):
+    webui.next(record=True, nested={"prompt": "a dog", "scripts": scripts})
+    assert not webui.txt2img(prompt=tags(*PAIR), steps=STEPS, n_iter=2).error
+    for call in webui.last():
+        if call["nested"]:
+            expected.check_base(call)
+        else:
+            expected.check(call, call["step"], STEPS)
+
+
+def test_only_what_flips_is_touched(webui, expected):
+    """Invariant 4, from the weights' own identity: between two steps only layers whose winner
+    changes have been written."""
+    webui.next(record=True)
+    assert not webui.txt2img(prompt=tags(*PAIR), steps=12).error
+    calls = webui.last()
+    plan = [expected.reading.step(i, 12) for i in range(12)]
+    flips = 0
+    for i in range(1, 12):
+        flipped = {layer for layer in plan[i] if plan[i][layer] != plan[i - 1][layer]}
+        assert {name.rpartition(".")[0] for name in calls[i]["touched"]} <= flipped
+        assert bool(calls[i]["touched"]) == bool(flipped)
+        flips += len(flipped)
+    assert flips > 10

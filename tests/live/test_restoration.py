@@ -1,0 +1,103 @@
+"""Invariant 2: whatever happens, the next image without tags is that of a fresh server."""
+
+import pytest
+from kloras import PAIR, tags
+from webui import HERE
+
+STEPS = 6
+
+
+@pytest.fixture
+def fresh(webui, host, once={}):  # noqa: B006 - kept for the module, per host
+    """Hashes of images that a server makes before it has seen a K-LoRA: base, a LoRA."""
+    if host not in once:
+        webui.restart()
+        base = webui.txt2img(steps=STEPS)
+        lora = webui.txt2img(steps=STEPS, prompt="a cat <lora:sd15_content:1>")
+        assert not base.error
+        assert not lora.error
+        once[host] = {"base": base.sha, "lora": lora.sha}
+    return once[host]
+
+
+def assert_as_fresh(webui, fresh):
+    """No trace: the base image, a LoRA's image, and the base image again."""
+    assert webui.txt2img(steps=STEPS).sha == fresh["base"]
+    assert webui.txt2img(steps=STEPS, prompt="a cat <lora:sd15_content:1>").sha == fresh["lora"]
+    assert webui.txt2img(steps=STEPS).sha == fresh["base"]
+
+
+def test_after_a_finished_image(webui, fresh):
+    result = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
+    assert result.sha not in fresh.values()
+    assert_as_fresh(webui, fresh)
+
+
+@pytest.mark.parametrize("end", ["raise_at", "interrupt_at", "skip_at"])
+@pytest.mark.parametrize("step", [0, 1, STEPS - 1])
+def test_after_an_image_that_ended_early(webui, fresh, end, step):
+    whole = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
+    webui.next(**{end: step})
+    ended = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
+    assert bool(ended.error) == (end == "raise_at")
+    assert_as_fresh(webui, fresh)
+    webui.next(**{end: step})
+    webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
+    assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).sha == whole.sha
+
+
+def test_an_exception_then_a_lora(webui, fresh):
+    """The host's own LoRA must not take our weights for its backup."""
+    webui.next(raise_at=3)
+    assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).error
+    lora = webui.txt2img(steps=STEPS, prompt="a cat <lora:sd15_content:1>")
+    assert lora.sha == fresh["lora"]
+    assert_as_fresh(webui, fresh)
+
+
+def test_after_a_checkpoint_switch(webui, fresh):
+    first = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
+    webui.load("tiny_sd15_b")
+    other = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
+    webui.load("tiny_sdxl")
+    xl = webui.txt2img(prompt=tags("sdxl_content", "sdxl_style"), steps=STEPS)
+    webui.load("tiny_sd15")
+    assert_as_fresh(webui, fresh)
+    assert len({first.sha, other.sha, xl.sha}) == 3
+    assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).sha == first.sha
+
+
+def test_the_other_checkpoints_base_is_its_own(webui, fresh):
+    webui.load("tiny_sd15_b")
+    wanted = webui.txt2img(steps=STEPS)
+    webui.load("tiny_sd15")
+    assert not webui.txt2img(prompt=tags(*PAIR), steps=STEPS).error
+    webui.load("tiny_sd15_b")
+    assert webui.txt2img(steps=STEPS).sha == wanted.sha
+
+
+def test_after_reload_ui(webui, fresh):
+    first = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
+    webui.reload_ui()
+    assert_as_fresh(webui, fresh)
+    assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).sha == first.sha
+    webui.reload_ui()
+    assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).sha == first.sha
+    assert_as_fresh(webui, fresh)
+
+
+def test_where_the_host_does_not_activate_extra_networks(webui, fresh):
+    """`disable_extra_networks`: no activation would take K-LoRA back."""
+    assert not webui.txt2img(prompt=tags(*PAIR), steps=STEPS).error
+    result = webui.txt2img(steps=STEPS, disable_extra_networks=True)
+    assert result.sha == fresh["base"]
+    assert_as_fresh(webui, fresh)
+
+
+def test_no_error_of_ours_in_the_log(webui, fresh):
+    mark = webui.mark()
+    webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
+    webui.txt2img(steps=STEPS)
+    log = webui.log_since(mark)
+    assert "Traceback" not in log
+    assert str(HERE.parents[1] / "lib_klora") not in log
