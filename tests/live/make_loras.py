@@ -354,6 +354,7 @@ PAIRS = {  # checkpoint without "tiny_": the spelling that its LoRA files usuall
 MORE = {
     "sd15": {
         "other": {"rank": 4, "seed": 33},
+        "other_te": {"rank": 4, "seed": 33, "te": True},
         "content_te": dict(CONTENT, te=True),
         "style_te": dict(STYLE, te=True),
         "content_all": dict(CONTENT, which="all", kind="tucker", dtype="float32"),
@@ -397,7 +398,16 @@ def write_set(checkpoints, folder):
         for name, options in {**pair, **MORE.get(family, {})}.items():
             file = folder / f"{family}_{name}.safetensors"
             write(file, layers, **{"spelling": spelling, **options})
-    write_bad(folder, layers_of(checkpoints / "tiny_sd15.safetensors"))
+    layers = layers_of(checkpoints / "tiny_sd15.safetensors")
+    write_bad(folder, layers)
+    bundle(folder / "sd15_content.safetensors", folder / "sd15_content_bundle.safetensors", layers)
+
+
+def bundle(source, path, layers):
+    """Write a copy of a LoRA file with a textual inversion in it, for the word `sks_word`."""
+    width = layers["te.text_model.encoder.layers.0.self_attn.q_proj"][1]
+    vectors = torch.randn(2, width, generator=torch.Generator().manual_seed(5))
+    save(path, {**load_file(source), "bundle_emb.sks_word.emb": vectors})
 
 
 def main():

@@ -1,0 +1,149 @@
+"""A WebUI in memory: the protocol of lib_klora/hosts/protocol.py over a real folder of files.
+
+What it does is what the FACTS say of both hosts, reduced to the names of layers: it lists files by
+stem, can apply a layer if the model has one of that name, keeps the LoRA of each layer until it is
+told otherwise, and rebuilds only what differs. It keeps a record of what it is asked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lib_klora.hosts import HostLora, OnDisk
+from lib_klora.layer_names import common_name
+from lib_klora.lora_file import parse_lora, read_safetensors
+
+
+class Model:
+    """A checkpoint: its layers and their shapes."""
+
+    def __init__(self, prefixes: Iterable[str], size: int = 8) -> None:
+        self.shapes = {common_name(prefix): (size, size) for prefix in prefixes}
+
+
+@dataclass(eq=False)
+class FakeFusion:
+    tags: object
+    layers: tuple[str, ...]
+    unpaired: dict[str, str]
+    te: bool
+
+
+@dataclass
+class FakeHost:
+    folder: Path
+    present: Model
+    name: str = "FakeUI"
+    asked: list = field(default_factory=list)
+    attached: FakeFusion | None = None
+    applied: dict[str, str] = field(default_factory=dict)
+    rebuilt: list[int] = field(default_factory=list)
+    fails_in: str | None = None
+
+    def _record(self, what: str, *details) -> None:
+        self.asked.append((what, *details))
+        if self.fails_in == what:
+            raise RuntimeError(f"{what} broke")
+
+    def count(self, what: str) -> int:
+        return Counter(entry[0] for entry in self.asked)[what]
+
+    def find(self, name: str) -> OnDisk | None:
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            return None
+        stat = path.stat()
+        return OnDisk(name, str(path), f"hash_{name}", (str(path), stat.st_mtime_ns), None)
+
+    def lora_names(self) -> list[str]:
+        return sorted(path.stem for path in self.folder.glob("*.safetensors"))
+
+    def refresh_loras(self) -> None:
+        pass
+
+    def model(self) -> Model:
+        return self.present
+
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def read(self, on_disk: OnDisk) -> dict[str, torch.Tensor]:
+        self._record("read", on_disk.name)
+        return read_safetensors(on_disk.path)
+
+    def load(self, on_disk: OnDisk, tensors: dict[str, torch.Tensor]) -> HostLora:
+        self._record("load", on_disk.name)
+        names = parse_lora(on_disk.name, tensors).layers
+        shapes = {n: self.present.shapes[n] for n in names if n in self.present.shapes}
+        return HostLora(on_disk, shapes, object())
+
+    def fuse(self, tags, loras, pair, te) -> FakeFusion:
+        self._record("fuse")
+        assert set(loras) == {"content", "style"}
+        assert loras["content"] is not loras["style"]
+        layers = tuple(layer.name for layer in pair.paired)
+        return FakeFusion(tags, layers, dict(pair.unpaired), te)
+
+    def attach(self, fusion: FakeFusion, content: np.ndarray) -> None:
+        self.attached = fusion
+        self._record("attach", fusion)
+        if set(self.applied) != {*fusion.layers, *fusion.unpaired}:
+            self.applied = {**self._choice(fusion, content), **fusion.unpaired}
+
+    def select(self, fusion: FakeFusion, content: np.ndarray) -> None:
+        self._record("select", content.copy())
+        assert fusion is self.attached, "selected without being attached"
+        wanted = self._choice(fusion, content)
+        flips = {name: role for name, role in wanted.items() if self.applied[name] != role}
+        self.applied |= flips
+        self.rebuilt.append(len(flips))
+
+    def detach(self) -> None:
+        self.asked.append(("detach",))
+        self.attached = None
+        self.applied = {}
+
+    @staticmethod
+    def _choice(fusion: FakeFusion, content: np.ndarray) -> dict[str, str]:
+        assert content.shape == (len(fusion.layers),)
+        assert content.dtype == bool
+        roles = ("content" if chosen else "style" for chosen in content)
+        return dict(zip(fusion.layers, roles, strict=True))
+
+
+class Processing:
+    """What the session uses of a generation. The caches of text conditions are the class's own, as
+    in both hosts, and hold [what they were made with, the conditions]."""
+
+    cached_c: list
+    cached_uc: list
+    cached_hr_c: list
+    cached_hr_uc: list
+
+    def __init__(self, **attributes) -> None:
+        self.comments: dict[str, int] = {}
+        self.extra_generation_params: dict[str, object] = {"Other": "stays"}
+        self.is_hr_pass = False
+        self.enable_hr = False
+        vars(self).update(attributes)
+
+    def comment(self, text: str) -> None:
+        self.comments[text] = 1
+
+    @classmethod
+    def fill_caches(cls) -> None:
+        for name in ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc"):
+            setattr(cls, name, [("prompt",), "conditions"])
+
+    @classmethod
+    def caches_are_kept(cls) -> bool:
+        caches = (cls.cached_c, cls.cached_uc, cls.cached_hr_c, cls.cached_hr_uc)
+        kept = {cache[0] is not None for cache in caches}
+        assert len(kept) == 1, "some caches were emptied and some were not"
+        return kept.pop()

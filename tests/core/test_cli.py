@@ -1,0 +1,439 @@
+"""``python -m lib_klora``, and the pictures and words that it shows."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from lib_klora import plot
+from lib_klora.__main__ import main
+from lib_klora.lora_file import parse_lora, read_safetensors
+from lib_klora.pair import LayerPair, Pair, pair_files
+from lib_klora.plan import Plan, make_plan, progress
+from lib_klora.scores import compute_scores
+from lib_klora.settings import FIELDS, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = "lora_unet_mid_block_attentions_0_transformer_blocks_{}_attn2_to_{}"
+
+
+def lora(path: Path, rank: int = 4, seed: int = 0, names=None, **more: torch.Tensor) -> Path:
+    names = names or [BLOCK.format(i, x) for i in range(3) for x in "qk"]
+    generator = torch.Generator().manual_seed(seed)
+    tensors = dict(more)
+    for name in names:
+        size = 2048 if name.endswith("_k") else 64
+        tensors[f"{name}.lora_up.weight"] = torch.randn(64, rank, generator=generator).half()
+        tensors[f"{name}.lora_down.weight"] = torch.randn(rank, size, generator=generator).half()
+    save_file(tensors, path)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path) -> tuple[str, str]:
+    return (
+        str(lora(tmp_path / "Katze ☂.safetensors", seed=1)),
+        str(lora(tmp_path / "ink.safetensors", rank=8, seed=2)),
+    )
+
+
+# -- plan -----------------------------------------------------------------------------------------
+
+
+def test_plan_prints_the_pair_and_its_reading(files, capsys):
+    assert main(["plan", *files, "--steps", "7"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    pair = pair_files(*(parse_lora("x", read_safetensors(path)) for path in files))
+    plan = make_plan(pair, compute_scores(pair), Settings(), 7)
+    assert "Katze ☂.safetensors  6 layers, LoRA, rank 4" in out
+    assert "paired   6 layers, K 32" in out
+    assert f"γ        {plan.gamma:.6g} (paper)" in out
+    shares = [int(x) for x in re.findall(r"^ +\d+ .* (\d+) %$", out, re.MULTILINE)]
+    assert shares == [round(100 * x) for x in plot.content_share(plan)]
+    assert out.endswith(plot.describe(plan, pair) + "\n")
+
+
+def test_plan_writes_what_the_library_computes(files, tmp_path, capsys):
+    options = ["--scale", "S*", "--alpha", "1.2", "--beta", "1", "--gamma", "authors"]
+    options += ["--top-k", "2", "--layers", "all", "--unpaired", "drop", "--steps", "9"]
+    png, record = tmp_path / "map.png", tmp_path / "plan.json"
+    assert main(["plan", *files, *options, "--png", str(png), "--json", str(record)]) == 0
+    capsys.readouterr()
+    settings = Settings(
+        scale="S*", alpha=1.2, beta=1, gamma="authors", top_k=2, layers="all", unpaired="drop"
+    )
+    pair = pair_files(
+        *(parse_lora("x", read_safetensors(path)) for path in files),
+        layers="all",
+        top_k=2,
+        unpaired="drop",
+    )
+    scores = compute_scores(pair)
+    plan = make_plan(pair, scores, settings, 9)
+    found = json.loads(record.read_text(encoding="utf-8"))
+    assert found["content"]["file"] == files[0]
+    assert re.fullmatch("[0-9a-f]{64}", found["style"]["sha256"])
+    assert found["settings"] == {name: getattr(settings, name) for name in found["settings"]}
+    assert found["gamma"] == plan.gamma
+    assert found["reading"] == plot.describe(plan, pair)
+    assert [layer["k"] for layer in found["layers"]] == [layer.k for layer in pair.paired]
+    for i, layer in enumerate(found["layers"]):
+        assert layer["name"] == plan.layers[i]
+        assert layer["s_style"] == pytest.approx(scores.s_style[i])
+        assert layer["choice"] == "".join("sc"[int(x)] for x in plan.content[:9, i])
+    assert png.read_bytes() == plot.png(plot.selection_map(plan, pair))
+
+
+def test_json_to_standard_output_is_nothing_but_json(files, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    call = ["plan", *files, "--json", "-", "--cache", str(tmp_path / "file" / "x")]
+    assert main(call) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["steps"] == 30
+    assert "could not be kept" in err  # the log does not get in between
+
+
+def test_every_setting_of_a_plan_is_an_option_with_the_tables_choices(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    for field in FIELDS:
+        if field.name in ("alpha", "beta", "scale", "gamma", "layers", "top_k", "unpaired"):
+            option = "--" + field.name.replace("_", "-")
+            assert option in text
+            if field.choices:
+                assert f"{option} {{{','.join(field.choices)}}}" in text
+
+
+def test_cache_is_filled_and_used(files, tmp_path, capsys, monkeypatch):
+    call = ["plan", *files, "--cache", str(tmp_path / "cache")]
+    assert main(call) == 0
+    first = capsys.readouterr().out
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    monkeypatch.setattr("lib_klora.scores._analyse", lambda *_: pytest.fail("it is cached"))
+    assert main(call) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_layers_that_do_not_pair_are_told(tmp_path, capsys):
+    content = lora(tmp_path / "c.safetensors", seed=1)
+    style = lora(
+        tmp_path / "s.safetensors",
+        names=[BLOCK.format(i, x) for i in range(2, 5) for x in "qk"],
+        **{"lora_unet_odd.glora_a": torch.ones(2)},
+    )
+    assert main(["plan", str(content), str(style)]) == 0
+    out = capsys.readouterr().out
+    assert "4 layers are only in “c.safetensors” (keep)." in out
+    assert "1 layer of “s.safetensors” cannot be compared, such as lora_unet_odd" in out
+    assert "; 4 layers only in the content file; 4 layers only in the style file" in out
+
+
+# -- inspect --------------------------------------------------------------------------------------
+
+
+def test_inspect(tmp_path, capsys):
+    other = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    path = lora(
+        tmp_path / "x.safetensors",
+        rank=16,
+        **{
+            f"{other}.diff": torch.ones(8, 8),
+            "lora_unet_time_embedding_linear_1.hada_w1_a": torch.ones(8, 2),
+            "lora_unet_time_embedding_linear_1.hada_w1_b": torch.ones(2, 8),
+            "lora_unet_time_embedding_linear_1.hada_w2_a": torch.ones(8, 2),
+            "lora_unet_time_embedding_linear_1.hada_w2_b": torch.ones(2, 8),
+            "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(8, 1),
+            "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(1, 8),
+        },
+    )
+    record = tmp_path / "x.json"
+    assert main(["inspect", str(path), "--json", str(record)]) == 0
+    out = capsys.readouterr().out
+    found = json.loads(record.read_text(encoding="utf-8"))
+    assert found["types"] == {"LoRA": 6, "full": 1, "LoHa": 1}
+    assert found["ranks"] == {"16": 6, "none": 1, "2": 1}
+    assert found["base_model"] == "SDXL"
+    assert found["spelling"] == ["kohya"]
+    assert (found["attention_layers"], found["other_layers"]) == (7, 1)
+    assert found["text_encoder_layers"] == 1
+    assert found["dtypes"] == ["float16", "float32"]
+    assert found["bytes"] == path.stat().st_size
+    assert f"SHA-256  {found['sha256']}" in out
+    assert "LoRA (6), full (1), LoHa (1)" in out
+    assert "16 (6 layers), none (1 layer), 2 (1 layer)" in out
+    assert "7 attention, 1 other, 1 text encoder" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "expected"),
+    [
+        (BLOCK.format(0, "k"), 768, ("kohya", "Stable Diffusion 1.x")),
+        (BLOCK.format(0, "k"), 1024, ("kohya", "Stable Diffusion 2.x")),
+        ("diffusion_model.middle_block.1.x", 64, ("ComfyUI", "not recognised")),
+        ("transformer.transformer_blocks.0.attn.to_q", 64, ("diffusers", "Flux")),
+    ],
+)
+def test_inspect_recognises(tmp_path, capsys, name, width, expected):
+    tensors = {f"{name}.lora_A.weight": torch.ones(2, width)}
+    tensors[f"{name}.lora_B.weight"] = torch.ones(8, 2)
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert main(["inspect", str(tmp_path / "x.safetensors"), "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (*found["spelling"], found["base_model"]) == expected
+
+
+# -- errors, as a person at a terminal or a script expects them -----------------------------------
+
+
+def assert_fails(capsys, call: list[str], *words: str) -> None:
+    assert main(call) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+
+
+def test_a_file_that_cannot_be_used_is_exit_code_1(files, tmp_path, capsys):
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"no safetensors file")
+    other = lora(tmp_path / "o.safetensors", names=["lora_unet_x"])
+    assert_fails(capsys, ["plan", "nowhere.safetensors", files[1]], "“nowhere.safetensors”")
+    assert_fails(capsys, ["inspect", str(tmp_path)], "There is no file")
+    assert_fails(capsys, ["inspect", str(damaged)], "damaged.safetensors", "damaged")
+    assert_fails(capsys, ["plan", files[0], str(other)], "o.safetensors", "attention")
+    no_folder = str(tmp_path / "none" / "map.png")
+    assert_fails(capsys, ["plan", *files, "--png", no_folder], "map.png")
+    assert_fails(capsys, ["plan", *files, "--device", "nonsense"], "nonsense")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--steps", "0"],
+        ["--steps", "many"],
+        ["--alpha", "-1"],
+        ["--top-k", "0"],
+        ["--alpha", "nan"],
+        ["--scale", "S+"],
+        ["--scale", "S*", "--alpha", "0"],
+        ["--unknown"],
+    ],
+)
+def test_a_wrong_call_is_exit_code_2(files, capsys, options):
+    with pytest.raises(SystemExit) as exit_:
+        main(["plan", *files, *options])
+    assert exit_.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "usage: python -m lib_klora" in err
+
+
+def test_interrupted(files, capsys, monkeypatch):
+    def interrupt(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lib_klora.__main__.compute_scores", interrupt)
+    assert main(["plan", *files]) == 130
+
+
+def run(*call: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "lib_klora", *call],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        check=False,
+    )
+
+
+def test_from_a_clone_at_a_console_without_greek_letters(files, tmp_path):
+    result = run("plan", *files, PYTHONIOENCODING="ascii")
+    assert result.returncode == 0
+    assert result.stderr == b""
+    assert b"?        " in result.stdout  # γ
+    assert run("plan", files[0]).returncode == 2
+    assert run("inspect", "nowhere").returncode == 1
+
+
+def test_head_has_seen_enough(files):
+    """A closed pipe is no error worth a traceback."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lib_klora", "plan", *files, "--steps", "10000"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait() == 0
+    assert error == b""
+
+
+def test_needs_nothing_but_torch_safetensors_and_numpy():
+    """Neither of the packages for development is imported, nor anything of a WebUI."""
+    program = (
+        "import sys, lib_klora.__main__ as m; "
+        "print(*sorted({x.partition('.')[0] for x in sys.modules} & set(sys.argv[1:])))"
+    )
+    unwanted = ("matplotlib", "PIL", "hypothesis", "gradio", "modules", "networks", "scipy")
+    result = subprocess.run(
+        [sys.executable, "-c", program, *unwanted], cwd=ROOT, capture_output=True, check=True
+    )
+    assert result.stdout.strip() == b""
+
+
+def test_progress_bar_is_for_people_only(files, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal, clock = Terminal(), iter(range(1000))
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    assert main(["plan", *files]) == 0
+    shown = terminal.getvalue()
+    assert "3/12" in shown
+    assert shown.endswith("\r\033[K")  # and it goes when it is done
+
+
+# -- the map and its reading ----------------------------------------------------------------------
+
+
+def plan_of(content: list[list[int]], unpaired=None) -> tuple[Plan, Pair]:
+    """A plan from a table of steps × layers: 1 for content."""
+    table = np.array([*content, content[-1]], bool)
+    names = tuple(f"middle_block_1_x_{i}" for i in range(table.shape[1]))
+    pair = Pair(tuple(LayerPair(name, None, None, 1) for name in names), unpaired or {}, ())
+    return Plan(names, table, progress(len(content)), 1.0), pair
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([[1, 1, 1], [1, 1, 0], [0, 0, 0]], "56 % content; style takes over at step 3 of 3"),
+        (
+            [[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]],
+            "33 % content; content takes over at step 2, style at step 3 of 4",
+        ),
+        ([[1], [1]], "100 % content; every step is content, style never comes to bear"),
+        ([[0], [0]], "0 % content; every step is style, content never comes to bear"),
+        ([[1, 1, 0]], "67 % content; content has more layers in every step"),
+        ([[1, 0], [0, 0], [1, 0]], "33 % content; style takes over at step 2 of 3"),
+        ([[0, 1], [1, 0]], "50 % content; content has more layers in every step"),
+        ([[1] * 200] * 5 + [[1] * 199 + [0]], "above 99 % content; content has more layers"),
+        ([[0] * 200] * 5 + [[0] * 199 + [1]], "below 1 % content; style has more layers"),
+    ],
+)
+def test_reading(content, words):
+    plan, pair = plan_of(content)
+    assert plot.describe(plan, pair).startswith(words)
+
+
+def test_reading_of_unpaired_layers():
+    plan, pair = plan_of([[1]], {"a": "style", "b": "style", "c": "content"})
+    assert plot.describe(plan, pair).endswith(
+        "; 1 layer only in the content file; 2 layers only in the style file"
+    )
+    nothing = Pair((), {"a": "style"}, ())
+    plan = Plan((), np.empty((4, 0), bool), progress(3), 1.0)
+    assert plot.describe(plan, nothing) == (
+        "no layer is in both files; 1 layer only in the style file"
+    )
+    assert plot.selection_map(plan, nothing).ndim == 3
+
+
+def pixels(picture: np.ndarray, colour) -> np.ndarray:
+    return (picture == np.array(colour, np.uint8)).all(-1)
+
+
+def test_map_has_a_cell_for_each_layer_and_step():
+    """Two blocks and an unpaired layer between the two of the second, in the network's order."""
+    names = ("middle_block_1_b", "middle_block_1_c", "input_blocks_10_1_x", "input_blocks_4_1_x")
+    content = np.array([[1, 1, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0]], bool)
+    pair = Pair(
+        tuple(LayerPair(n, None, None, 1) for n in names), {"middle_block_1_bb": "style"}, ()
+    )
+    picture = plot.selection_map(Plan(names, content, progress(2), 1.0), pair)
+    wide, high = 640 // 2, 560 // 5
+    left = int(np.flatnonzero(pixels(picture[:200], plot.COLOURS["content"]).any(0))[0])
+    rows = [3, 2, 0, None, 1]  # column of the plan, from top to bottom
+    y = plot._GAP
+    for row, column in enumerate(rows):
+        for step in range(2):
+            cell = picture[y : y + high, left + step * wide : left + (step + 1) * wide]
+            role = "style" if column is None or not content[step, column] else "content"
+            colour = plot.COLOURS[role]
+            expected = plot._lighter(colour) if column is None else colour
+            assert pixels(cell, expected).all(), (row, step)
+        y += high + (row in (0, 1))  # the white line after a block
+
+
+def test_strip_below_is_the_share_of_each_step():
+    plan, pair = plan_of([[1, 1, 1, 1], [1, 0, 0, 0]])
+    picture = plot.selection_map(plan, pair)
+    left = int(np.flatnonzero(pixels(picture[:100], plot.COLOURS["content"]).any(0))[0])
+    top = plot._GAP + 560 + 1 + plot._GAP
+    strip = pixels(picture[top : top + 40], plot.COLOURS["content"])
+    assert strip[:, left + 10].sum() == 40
+    assert strip[:, left + 330].sum() == 10
+    assert strip[-10:, left + 330].all()  # content below, style above
+
+
+@given(st.integers(1, 150), st.integers(0, 700), st.integers(0, 5))
+def test_map_of_any_size(steps, layers, alone):
+    names = tuple(f"input_blocks_{i}_1_x" for i in range(layers))
+    pair = Pair(
+        tuple(LayerPair(n, None, None, 1) for n in names),
+        {f"output_blocks_{i}_1_x": "content" for i in range(alone)},
+        (),
+    )
+    content = np.zeros((steps + 1, layers), bool)
+    picture = plot.selection_map(Plan(names, content, progress(steps), 1.0), pair)
+    assert picture.dtype == np.uint8
+    assert picture.ndim == 3
+    assert picture.shape[2] == 3
+
+
+def test_colours_differ_for_everyone():
+    """In lightness too (WCAG's relative luminance), so that a grey print shows the map."""
+
+    def luminance(colour):
+        x = np.array(colour) / 255
+        return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4) @ [
+            0.2126,
+            0.7152,
+            0.0722,
+        ]
+
+    blue, orange = sorted(luminance(colour) for colour in plot.COLOURS.values())
+    assert (orange + 0.05) / (blue + 0.05) > 2
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_png_is_read_by_others(height, width, seed):
+    image = pytest.importorskip("PIL.Image")
+    picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    read = image.open(io.BytesIO(plot.png(picture)))
+    assert (read.mode, read.format) == ("RGB", "PNG")
+    np.testing.assert_array_equal(np.asarray(read), picture)
+
+
+def test_the_built_in_letters_suffice():
+    used = "content style step in one file only % 0123456789" + "".join(
+        word for _, word in plot._BLOCKS
+    )
+    assert set(used + "other") <= set(plot._FONT)

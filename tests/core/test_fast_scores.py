@@ -1,0 +1,363 @@
+"""The fast analysis gives what the plain formulas give, whatever the file holds."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib_klora import blocks, klora, lora_file, pair, scores
+from lib_klora.errors import KLoraError
+from lib_klora.lora_file import FusedLayer, Layer, parse_lora
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+
+# Every kind and spelling of ΔW: the factors' shapes from rank, out and in.
+SHAPES = {
+    "LoRA": lambda r, o, i: {"up": (o, r), "down": (r, i)},
+    "LoRA conv": lambda r, o, i: {"up": (o, r, 1, 1), "down": (r, i, 3, 3)},
+    "LoRA CP": lambda r, o, i: {"up": (o, r, 1, 1), "down": (r, i, 1, 1), "mid": (r, r, 3, 3)},
+    "DoRA": lambda r, o, i: {"up": (o, r), "down": (r, i), "dora_scale": (o, 1)},
+    "LoHa": lambda r, o, i: {
+        **{"hada_w1_a": (o, r), "hada_w1_b": (r, i)},
+        **{"hada_w2_a": (o, r), "hada_w2_b": (r, i)},
+    },
+    "LoHa CP": lambda r, o, i: {
+        **{"hada_w1_a": (r, o), "hada_w1_b": (r, i), "hada_t1": (r, r, 3, 3)},
+        **{"hada_w2_a": (r, o), "hada_w2_b": (r, i), "hada_t2": (r, r, 3, 3)},
+    },
+    "LoKr": lambda r, o, i: {"lokr_w1": (3, 2), "lokr_w2_a": (o, r), "lokr_w2_b": (r, i)},
+    "LoKr given": lambda r, o, i: {"lokr_w1": (o, i), "lokr_w2": (2, 5)},
+    "LoKr conv": lambda r, o, i: {
+        **{"lokr_w1_a": (2, r), "lokr_w1_b": (r, 4)},
+        **{"lokr_w2_a": (r, o), "lokr_w2_b": (r, i), "lokr_t2": (r, r, 3, 3)},
+    },
+    "full": lambda r, o, i: {"diff": (o, i, 3, 3)},
+    "full norm": lambda r, o, i: {"diff": (o,)},
+}
+
+
+def formula(layer: Layer) -> np.ndarray:
+    """ΔW in fp64, from the papers' formulas and numpy alone."""
+    x = {name: tensor.double().numpy() for name, tensor in layer.tensors.items()}
+    tucker = "pqkl,po,qi->oikl"
+    if layer.kind in ("LoRA", "DoRA"):
+        up, down = x["up"].reshape(len(x["up"]), -1), x["down"].reshape(len(x["down"]), -1)
+        if "mid" in x:
+            return np.einsum("nmkl,on,mi->oikl", x["mid"], up, down) * layer.scale
+        return up @ down * layer.scale
+    if layer.kind == "full":
+        return x["diff"] * layer.scale
+    word = "hada" if layer.kind == "LoHa" else "lokr"
+    w = []
+    for i in "12":
+        name, core = f"{word}_w{i}", f"{word}_t{i}"
+        if name in x:
+            w.append(x[name])
+        elif core in x:
+            w.append(np.einsum(tucker, x[core], x[f"{name}_a"], x[f"{name}_b"]))
+        else:
+            w.append(x[f"{name}_a"] @ x[f"{name}_b"])
+    if layer.kind == "LoHa":
+        return w[0] * w[1] * layer.scale
+    return np.kron(w[0].reshape(*w[0].shape, *[1] * (w[1].ndim - 2)), w[1]) * layer.scale
+
+
+@st.composite
+def layers(draw) -> Layer:
+    """A layer as a file may hold it: of any kind, shape, rank and dtype, with fast or slowly
+    falling spectrum, with many equal entries, with zero rows, not contiguous, all zero."""
+    kind = draw(st.sampled_from(sorted(SHAPES)))
+    rank = draw(st.integers(1, 12))
+    numbers = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    values = draw(st.sampled_from(("normal", "spectrum", "ties", "one value", "sparse", "zero")))
+    tensors = {}
+    for name, shape in SHAPES[kind](
+        rank, draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    ).items():
+        x = numbers.normal(size=shape)
+        if values == "spectrum":
+            x *= np.exp(2 * numbers.normal(size=(shape[0], *[1] * (len(shape) - 1))))
+        elif values == "ties":
+            x = numbers.integers(-2, 3, size=shape)
+        elif values == "one value":
+            x = np.full(shape, 0.5)
+        elif values == "sparse":
+            x = x * (numbers.random(shape) < 0.05)
+        elif values == "zero":
+            x = x * 0
+        tensor = torch.from_numpy(np.asarray(x, np.float64)).to(draw(st.sampled_from(DTYPES)))
+        if tensor.dim() > 1 and draw(st.booleans()):
+            tensor = tensor.mT.contiguous().mT  # another order in memory
+        tensors[name] = tensor
+    declared = None if kind in ("LoKr given", "full", "full norm") else rank
+    scale = draw(st.sampled_from((1.0, 0.37, -2.0, 0.0)))
+    layer = Layer(kind, kind, kind.split()[0], declared, scale, (), tensors)
+    return dataclasses.replace(layer, shape=formula(layer).shape)
+
+
+@st.composite
+def maybe_fused(draw) -> Layer | FusedLayer:
+    if draw(st.integers(0, 3)):
+        return draw(layers())
+    parts = draw(st.lists(layers(), min_size=2, max_size=3))
+    return FusedLayer("qkv", tuple(parts))
+
+
+def reference(layer: Layer | FusedLayer) -> np.ndarray:
+    """|ΔW| in fp64, descending."""
+    parts = layer.parts if isinstance(layer, FusedLayer) else [layer]
+    return np.sort(np.concatenate([np.abs(formula(part)).ravel() for part in parts]))[::-1]
+
+
+def assert_exact(table, layer, ks) -> None:
+    expected = reference(layer)
+    running = np.cumsum(expected)
+    # Where a ΔW's entries nearly cancel, fp32 itself is further off than 1e-6 of their own size.
+    noise = 1e-6 * max(1e-2 * expected[0], 1e-30)
+    for k in ks:
+        assert table.at(int(k)) == pytest.approx(running[k - 1], rel=1e-6, abs=noise)
+    assert table.total == pytest.approx(running[-1], rel=1e-6, abs=noise)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Limits so small that layers of a few hundred entries pass every branch: several blocks,
+    the smallest kept entries going, the counting of a K that is too large to keep."""
+    monkeypatch.setattr(blocks, "BLOCK_CPU", 64)
+    monkeypatch.setattr(blocks, "SAMPLE", 32)
+    monkeypatch.setattr(scores, "_SLACK", 8)
+    monkeypatch.setattr(scores, "_MOST_KEPT", 50)
+
+
+@given(maybe_fused(), st.data())
+def test_equals_the_formulas_in_fp64(layer, data):
+    ks = data.draw(st.lists(st.integers(1, layer.entries), min_size=1, max_size=5, unique=True))
+    ks = np.array(sorted(ks))
+    assert_exact(scores._analyse("content", layer, ks, "cpu"), layer, ks)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@given(maybe_fused(), st.data())
+def test_equals_the_formulas_however_little_fits_into_memory(layer, data):
+    ks = data.draw(st.lists(st.integers(1, layer.entries), min_size=1, max_size=5, unique=True))
+    ks = np.array(sorted(ks))
+    assert_exact(scores._analyse("content", layer, ks, "cpu"), layer, ks)
+
+
+@pytest.mark.parametrize("guesses", [(), (1e30,), (1e30, 1e20, 1e-30), (-1.0,), (float("inf"),)])
+@given(layer=maybe_fused(), share=st.floats(0, 1))
+def test_a_bad_guess_of_the_threshold_costs_time_only(guesses, layer, share):
+    ks = np.array([max(1, int(share * layer.entries))])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "_thresholds", lambda *args: iter((*guesses, 0.0)))
+        assert_exact(scores._analyse("content", layer, ks, "cpu"), layer, ks)
+
+
+@given(maybe_fused())
+def test_blocks_hold_every_entry_once(layer):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK_CPU", 128)
+        pieces = [block.clone().flatten() for block in blocks.blocks(layer, "cpu")]
+    entries = torch.cat(pieces).sort(descending=True).values.double().numpy()
+    expected = reference(layer)
+    np.testing.assert_allclose(entries, expected, rtol=1e-5, atol=1e-6 * max(expected[0], 1e-30))
+
+
+@given(maybe_fused())
+def test_sample_holds_entries_of_the_layer(layer):
+    entries = reference(layer)
+    some = blocks.sample(layer, "cpu").double().numpy()
+    assert len(some) >= 1
+    nearest = np.abs(entries[:, None] - some[None, :200]).min(0)
+    assert (nearest <= 1e-5 * max(entries[0], 1e-30)).all()
+
+
+@given(maybe_fused())
+def test_files_tensors_are_left_as_they_are(layer):
+    parts = layer.parts if isinstance(layer, FusedLayer) else [layer]
+    before = [{name: t.clone() for name, t in part.tensors.items()} for part in parts]
+    scores._analyse("content", layer, np.array([1]), "cpu")
+    for part, tensors in zip(parts, before, strict=True):
+        assert all(torch.equal(part.tensors[name], t) for name, t in tensors.items())
+
+
+@given(layers())
+def test_partner_ks_are_the_pairs_ks(layer):
+    ranks = range(1, 129)
+    own = layer.rank
+    expected = {klora.top_k(own or rank, rank, layer.entries) for rank in ranks}
+    assert scores.partner_ks(layer).tolist() == sorted(expected)
+
+
+def test_a_fp8_file_is_read():
+    up = torch.randn(32, 4).to(torch.float8_e4m3fn)
+    down = torch.randn(4, 48).to(torch.float8_e4m3fn)
+    layer = Layer("q", "q", "LoRA", 4, 1.0, (32, 48), {"up": up, "down": down})
+    assert_exact(scores._analyse("content", layer, np.array([1, 16]), "cpu"), layer, [1, 16])
+
+
+def test_loha_whose_factors_fit_by_broadcasting_only():
+    tensors = {
+        "hada_w1_a": torch.randn(8, 2),
+        "hada_w1_b": torch.randn(2, 12),
+        "hada_w2_a": torch.randn(8, 2),
+        "hada_w2_b": torch.randn(2, 1),
+    }
+    layer = Layer("q", "q", "LoHa", 2, 1.0, (8, 12), tensors)
+    assert_exact(scores._analyse("content", layer, np.array([1, 96]), "cpu"), layer, [1, 96])
+
+
+# -- pairs ----------------------------------------------------------------------------------------
+
+
+def sdxl_like(rank: int, seed: int, layers_: int = 8) -> lora_file.LoraFile:
+    """A few attention layers of a size at which the sample is much smaller than the layer."""
+    tensors = {}
+    for i in range(layers_):
+        name = NAME.replace("blocks_0", f"blocks_{i}")
+        for j, (part, shape) in enumerate(SHAPES["LoRA"](rank, 320, 640).items()):
+            generator = torch.Generator().manual_seed(1000 * seed + 10 * i + j)
+            tensors[f"{name}.lora_{part}.weight"] = torch.randn(shape, generator=generator).half()
+    return parse_lora(f"file{seed}", tensors)
+
+
+@pytest.mark.parametrize("ranks", [(1, 1), (4, 16), (64, 64), (300, 200)])
+def test_choices_are_those_of_the_plain_way(ranks):
+    files = pair.pair_files(sdxl_like(ranks[0], 1), sdxl_like(ranks[1], 2))
+    fast = scores.compute_scores(files)
+    plain = np.array(
+        [
+            [klora.top_k_sum(side.delta(), layer.k) for side in (layer.content, layer.style)]
+            + [klora.abs_sum(side.delta()) for side in (layer.content, layer.style)]
+            for layer in files.paired
+        ]
+    )
+    found = np.stack([fast.s_content, fast.s_style, fast.abs_content, fast.abs_style], axis=1)
+    np.testing.assert_allclose(found, plain, rtol=1e-6)
+    gamma = klora.gamma_paper(plain[:, 2], plain[:, 3])
+    scale = klora.scale_s(np.linspace(0, 1, 101))
+    expected = klora.chooses_content(plain[:, 0], plain[:, 1], gamma, scale)
+    chosen = klora.chooses_content(fast.s_content, fast.s_style, fast.gamma("paper"), scale)
+    clear = np.abs(plain[:, 0] / (gamma * plain[:, 1]) / scale[:, None] - 1) > 1e-6
+    assert (chosen == expected)[clear].all()
+
+
+@pytest.mark.parametrize("top_k", [0.01, 1.0, 7.3, 1e6])
+def test_multiplier(top_k):
+    files = pair.pair_files(sdxl_like(8, 1, 2), sdxl_like(8, 2, 2), top_k=top_k)
+    found = scores.compute_scores(files)
+    for i, layer in enumerate(files.paired):
+        expected = reference(layer.content)[: layer.k].sum()
+        assert found.s_content[i] == pytest.approx(expected, rel=1e-6)
+
+
+def test_nothing_paired():
+    empty = pair.Pair((), {}, ())
+    assert scores.compute_scores(empty).s_content.shape == (0,)
+
+
+def test_progress_counts_the_layers_of_both_files():
+    files = pair.pair_files(sdxl_like(2, 1, 3), sdxl_like(2, 2, 3))
+    seen = []
+    scores.compute_scores(files, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 6) for i in range(7)]
+
+
+def test_progress_may_stop_it():
+    class Interrupted(Exception):
+        pass
+
+    def stop(done, total):
+        if done == 2:
+            raise Interrupted
+
+    files = pair.pair_files(sdxl_like(2, 1, 3), sdxl_like(2, 2, 3))
+    with pytest.raises(Interrupted):
+        scores.compute_scores(files, progress=stop)
+
+
+def test_too_large_for_fp32_is_an_error():
+    tensors = {
+        f"{NAME}.lora_up.weight": torch.full((8, 1), 1e30),
+        f"{NAME}.lora_down.weight": torch.full((1, 8), 1e30),
+    }
+    files = pair.pair_files(parse_lora("big", tensors), parse_lora("big", tensors))
+    with pytest.raises(KLoraError, match=r"content LoRA.*attn1_to_q"):
+        scores.compute_scores(files)
+
+
+def test_nan_inside_a_layer_is_an_error():
+    """Overflow may give NaN (∞ − ∞), which no comparison finds."""
+    tensors = {
+        f"{NAME}.lora_up.weight": torch.full((8, 2), 1e30),
+        f"{NAME}.lora_down.weight": torch.stack([torch.full((8,), 1e30), torch.full((8,), -1e30)]),
+    }
+    files = pair.pair_files(parse_lora("nan", tensors), parse_lora("nan", tensors))
+    with pytest.raises(KLoraError):
+        scores.compute_scores(files)
+
+
+def test_a_host_under_autocast_gets_the_same_numbers():
+    """A1111 activates extra networks under autocast, where a matmul is half precision."""
+    files = pair.pair_files(sdxl_like(8, 1, 2), sdxl_like(8, 2, 2))
+    expected = scores.compute_scores(files)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = scores.compute_scores(files)
+        assert torch.is_autocast_enabled("cpu") if torch.__version__ >= (2, 4) else True
+    np.testing.assert_array_equal(found.s_content, expected.s_content)
+    np.testing.assert_array_equal(found.abs_style, expected.abs_style)
+
+
+def test_torchs_switches_are_as_before():
+    files = pair.pair_files(sdxl_like(2, 1, 1), sdxl_like(2, 2, 1))
+    tf32, threads = torch.backends.cuda.matmul.allow_tf32, torch.get_num_threads()
+    torch.backends.cuda.matmul.allow_tf32 = True  # as A1111 does
+    seen = set()
+    try:
+        scores.compute_scores(files, progress=lambda *_: seen.add(torch.get_num_threads()))
+        assert torch.backends.cuda.matmul.allow_tf32 is True
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+    assert seen == {threads}
+    assert torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' VmHWM")
+def test_memory_of_the_largest_layer():
+    """Flux' linear1 has 66 million entries, 252 MiB at once in fp32; 16 MiB are allowed."""
+    program = """
+import re, sys, numpy as np, torch
+sys.path.insert(0, sys.argv[1])
+torch.set_num_threads(1)
+from lib_klora import scores
+from lib_klora.lora_file import Layer
+
+def status(name):
+    return int(re.search(name + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
+
+def layer(out):
+    up, down = torch.randn(out, 16).half(), torch.randn(16, 3072).half()
+    return Layer("q", "q", "LoRA", 16, 1.0, (out, 3072), {"up": up, "down": down})
+
+small, large = layer(64), layer(21504)
+scores._analyse("content", small, scores.partner_ks(small), "cpu")
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+scores._analyse("content", large, scores.partner_ks(large), "cpu")
+print(status("VmHWM") - before)
+"""
+    root = Path(__file__).resolve().parents[2]
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(root)], capture_output=True, text=True, check=True
+    )
+    assert float(result.stdout) <= 16

@@ -1,0 +1,277 @@
+"""Two files, layer by layer: spellings, scope, Flux' fused parameters, K, and what is unpaired."""
+
+import itertools
+
+import pytest
+import torch
+from lora_samples import (
+    PROJECTIONS,
+    SD15,
+    SPELLINGS,
+    attention_prefixes,
+    linear,
+    linears,
+    randn,
+    transformer_layers,
+)
+
+from lib_klora.errors import KLoraError
+from lib_klora.layer_names import common_name
+from lib_klora.lora_file import parse_lora
+from lib_klora.pair import DEFAULT_RANK, pair_files
+
+Q, K, V, OUT = attention_prefixes(4)
+FF = Q.replace("attn1_to_q", "ff_net_0_proj")
+
+
+def file(name, *layers):
+    return parse_lora(name, {k: v for layer in layers for k, v in layer.items()})
+
+
+def spelled(spelling: str, rank: int, seed: int):
+    """A file with the 16 transformers of SD1.5 in one spelling, attention and feed-forward."""
+    tensors = {}
+    for i, layer in enumerate(transformer_layers(SD15)):
+        prefix, up, down = SPELLINGS[spelling](*layer)
+        tensors[prefix + up] = randn(4, rank, seed=seed + 2 * i)
+        tensors[prefix + down] = randn(rank, 4, seed=seed + 2 * i + 1)
+    return parse_lora(spelling, tensors)
+
+
+def names(pair):
+    return [layer.name for layer in pair.paired]
+
+
+class TestSpellings:
+    @pytest.mark.parametrize("content", SPELLINGS)
+    @pytest.mark.parametrize("style", ["kohya, diffusers blocks", "kohya, LDM blocks", "PEFT"])
+    def test_files_of_any_two_spellings_pair_completely(self, content, style):
+        pair = pair_files(spelled(content, 2, seed=0), spelled(style, 3, seed=500))
+        assert len(pair.paired) == 128
+        assert not pair.unpaired
+        assert not pair.notes
+        assert {layer.k for layer in pair.paired} == {6}
+
+    def test_each_layer_meets_its_counterpart(self):
+        # The same numbers in two spellings: a layer that met another one would differ.
+        pair = pair_files(spelled("PEFT", 2, seed=9), spelled("kohya, LDM blocks", 2, seed=9))
+        for layer in pair.paired:
+            assert torch.equal(layer.content.delta(), layer.style.delta())
+        deltas = {layer.content.delta().numpy().tobytes() for layer in pair.paired}
+        assert len(deltas) == len(pair.paired)
+
+    def test_layers_are_in_name_order_whatever_the_files_order(self):
+        forward = file("a", linear(Q), linear(K), linear(V))
+        backward = file("b", linear(V), linear(K), linear(Q))
+        assert names(pair_files(forward, backward)) == names(pair_files(backward, forward))
+        assert names(pair_files(forward, backward)) == sorted(map(common_name, (Q, K, V)))
+
+
+class TestScope:
+    A = file("a", linear(Q), linear(FF))
+    B = file("b", linear(Q), linear(FF))
+
+    def test_attention_is_the_default_and_leaves_out_the_rest(self):
+        pair = pair_files(self.A, self.B)
+        assert names(pair) == [common_name(Q)]
+        assert not pair.unpaired
+
+    def test_all_takes_every_layer(self):
+        assert set(names(pair_files(self.A, self.B, layers="all"))) == {
+            common_name(Q),
+            common_name(FF),
+        }
+
+    def test_unpaired_layer_out_of_scope_gets_nothing(self):
+        pair = pair_files(file("a", linear(Q)), self.B)
+        assert not pair.unpaired
+        assert not pair.notes
+
+
+class TestUnpaired:
+    A = file("cat", linear(Q), linear(K))
+    B = file("ink", linear(Q), linear(V), linear(OUT))
+
+    def test_keep_gives_a_layer_to_the_file_that_has_it(self):
+        pair = pair_files(self.A, self.B)
+        assert names(pair) == [common_name(Q)]
+        assert pair.unpaired == {
+            common_name(K): "content",
+            common_name(V): "style",
+            common_name(OUT): "style",
+        }
+
+    def test_drop_leaves_them_out(self):
+        pair = pair_files(self.A, self.B, unpaired="drop")
+        assert names(pair) == [common_name(Q)]
+        assert not pair.unpaired
+
+    @pytest.mark.parametrize("rule", ["keep", "drop"])
+    def test_notes_count_them_by_file(self, rule):
+        notes = pair_files(self.A, self.B, unpaired=rule).notes
+        assert any("1 " in note and "“cat”" in note and rule in note for note in notes)
+        assert any("2 " in note and "“ink”" in note and rule in note for note in notes)
+
+    def test_two_b_loras_of_different_blocks_keep_all_of_both(self):
+        content = file("subject", linear(Q), linear(K))
+        style = file("style", linear(V), linear(OUT))
+        pair = pair_files(content, style)
+        assert not pair.paired
+        assert set(pair.unpaired.values()) == {"content", "style"}
+        assert len(pair.unpaired) == 4
+
+    def test_nothing_in_common_and_drop_is_an_error_that_names_both(self):
+        with pytest.raises(KLoraError) as error:
+            pair_files(file("cat", linear(Q)), file("ink", linear(V)), unpaired="drop")
+        assert all(word in str(error.value) for word in ("“cat”", "“ink”", "keep"))
+
+
+FULL = {f"{Q}.diff": randn(8, 8)}
+BIG_FULL = {f"{Q}.diff": randn(64, 64)}
+LOKR = {f"{Q}.lokr_w1": randn(2, 2), f"{Q}.lokr_w2": randn(4, 4)}
+
+
+class TestK:
+    def k(self, content, style, **settings):
+        (layer,) = pair_files(file("a", content), file("b", style), layers="all", **settings).paired
+        return layer.k
+
+    @pytest.mark.parametrize(
+        ("content", "style", "k"),
+        [
+            (linear(Q, rank=2), linear(Q, rank=4), 8),
+            (linear(Q, rank=16), linear(Q, rank=8), 64),  # at most the entries
+            (linear(Q, rank=3), FULL, 9),  # full takes its partner's rank
+            (FULL, linear(Q, rank=3), 9),
+            (linear(Q, rank=3), LOKR, 9),  # so does a LoKr without one
+        ],
+    )
+    def test_rank_rules(self, content, style, k):
+        assert self.k(content, style) == k
+
+    def test_no_rank_on_either_side_takes_the_default_and_says_so(self):
+        pair = pair_files(file("a", BIG_FULL), file("b", BIG_FULL))
+        assert pair.paired[0].k == DEFAULT_RANK**2
+        (note,) = pair.notes
+        assert "no rank" in note
+        assert str(DEFAULT_RANK) in note
+
+    def test_multiplier(self):
+        assert self.k(linear(Q, rank=2), linear(Q, rank=4), top_k=0.5) == 4
+        assert self.k(linear(Q, rank=2), linear(Q, rank=4), top_k=1e-6) == 1
+        assert self.k(linear(Q, rank=2), linear(Q, rank=4), top_k=1e10) == 64
+
+
+SPLIT = ("to_q", "to_k", "to_v")
+
+
+def flux_split(name, rank=2, size=4, seed=0):
+    """diffusers: q, k, v of one double block, and q, k, v, mlp of one single block."""
+    tensors = {}
+    paths = [f"transformer.transformer_blocks.0.attn.{x}" for x in SPLIT]
+    paths += [f"transformer.single_transformer_blocks.0.attn.{x}" for x in SPLIT]
+    paths += ["transformer.single_transformer_blocks.0.proj_mlp"]
+    for i, path in enumerate(paths):
+        out = 4 * size if path.endswith("mlp") else size
+        own = rank + i % 3  # the parts' ranks differ
+        tensors[f"{path}.lora_B.weight"] = randn(out, own, seed=seed + 2 * i)
+        tensors[f"{path}.lora_A.weight"] = randn(own, size, seed=seed + 2 * i + 1)
+    return parse_lora(name, tensors)
+
+
+def flux_fused(name, rank=5, size=4, seed=70):
+    tensors = {}
+    for path, out in (("double_blocks_0_img_attn_qkv", 3), ("single_blocks_0_linear1", 7)):
+        tensors[f"lora_unet_{path}.lora_up.weight"] = randn(out * size, rank, seed=seed)
+        tensors[f"lora_unet_{path}.lora_down.weight"] = randn(rank, size, seed=seed + 1)
+    return parse_lora(name, tensors)
+
+
+class TestFlux:
+    def test_both_split_makes_every_slice_a_layer(self):
+        pair = pair_files(flux_split("a"), flux_split("b", seed=40))
+        assert set(names(pair)) == {f"double_blocks_0_img_attn_qkv/{x}" for x in "qkv"} | {
+            f"single_blocks_0_linear1/{x}" for x in ("q", "k", "v", "mlp")
+        }
+        assert not pair.unpaired
+
+    def test_both_fused_makes_the_parameter_a_layer(self):
+        pair = pair_files(flux_fused("a"), flux_fused("b"))
+        assert names(pair) == ["double_blocks_0_img_attn_qkv", "single_blocks_0_linear1"]
+
+    @pytest.mark.parametrize("split_is_content", [True, False])
+    def test_one_fused_makes_the_whole_parameter_the_layer(self, split_is_content):
+        split, fused = flux_split("split"), flux_fused("fused")
+        pair = pair_files(split, fused) if split_is_content else pair_files(fused, split)
+        assert names(pair) == ["double_blocks_0_img_attn_qkv", "single_blocks_0_linear1"]
+        assert not pair.unpaired
+        for layer in pair.paired:
+            ours = layer.content if split_is_content else layer.style
+            parts = [split.layers[name] for name in split.layers if name.startswith(layer.name)]
+            assert ours.rank == max(part.rank for part in parts) == 4
+            assert ours.entries == sum(part.entries for part in parts)
+            expected = torch.cat([part.delta() for part in parts])
+            # A set of rows: top-K and sum do not know their order.
+            assert sorted(map(tuple, ours.delta().tolist())) == sorted(
+                map(tuple, expected.tolist())
+            )
+            assert layer.k == 4 * 5
+
+    def test_light_fused_layer_keeps_what_describes_it(self):
+        pair = pair_files(flux_split("split"), flux_fused("fused"))
+        light = pair.without_tensors()
+        for heavy, layer in zip(pair.paired, light.paired, strict=True):
+            assert layer.content.entries == heavy.content.entries
+            assert layer.content.rank == heavy.content.rank
+            assert layer.k == heavy.k
+            assert not any(part.tensors for part in layer.content.parts)
+
+    def test_fused_in_one_block_does_not_fuse_another(self):
+        both = flux_split("a")
+        other = parse_lora(
+            "b",
+            {
+                "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": randn(12, 2),
+                "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": randn(2, 4),
+                **{
+                    key: value
+                    for x in SPLIT
+                    for key, value in linear(
+                        f"lora_unet_single_transformer_blocks_0_attn_{x}", size=4
+                    ).items()
+                },
+            },
+        )
+        pair = pair_files(both, other)
+        assert set(names(pair)) == {
+            "double_blocks_0_img_attn_qkv",
+            *(f"single_blocks_0_linear1/{x}" for x in "qkv"),
+        }
+        assert pair.unpaired == {"single_blocks_0_linear1/mlp": "content"}
+
+
+class TestErrors:
+    def test_no_attention_layer_points_to_all(self):
+        with pytest.raises(KLoraError, match=r"“ff only” has no attention layer.*“all”"):
+            pair_files(file("ff only", linear(FF)), file("b", linear(Q)))
+
+    def test_style_without_attention_is_named_too(self):
+        with pytest.raises(KLoraError, match=r"“ff only”"):
+            pair_files(file("b", linear(Q)), file("ff only", linear(FF)))
+
+    @pytest.mark.parametrize("layers", ["attention", "all"])
+    def test_text_encoder_file_is_no_k_lora(self, layers):
+        te = file("te only", linear("lora_te_text_model_encoder_layers_0_mlp_fc1"))
+        with pytest.raises(KLoraError, match=r"“te only”.*<lora:"):
+            pair_files(te, file("b", linear(Q)), layers=layers)
+
+
+def test_pair_of_whole_projections_is_complete():
+    prefixes = attention_prefixes(8)
+    pair = pair_files(
+        parse_lora("a", linears(prefixes, seed=1)), parse_lora("b", linears(prefixes, seed=2))
+    )
+    block = itertools.islice(PROJECTIONS, 8)
+    assert set(names(pair)) == {
+        f"input_blocks_1_1_transformer_blocks_0_{layer}".replace(".", "_") for layer in block
+    }

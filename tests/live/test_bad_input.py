@@ -1,0 +1,131 @@
+"""What bad input gets: the image without K-LoRA, one sentence, and nothing else."""
+
+import hashlib
+import math
+
+import pytest
+from kloras import PAIR, script, tags
+
+GOOD = dict(content=PAIR[0], style=PAIR[1])
+BOTH = tags(*PAIR)
+
+PROMPTS = {
+    "one tag only": ("a cat <klora:sd15_content>", "sd15_content"),
+    "three tags": (BOTH + " <klora:sd15_other>", "has 3"),
+    "twice the same role": ("a cat <klora:sd15_content:s> <klora:sd15_style:s>", "style"),
+    "an unknown role": ("a cat <klora:sd15_content:role=boss> <klora:sd15_style>", "boss"),
+    "an unknown name": ("a cat <klora:nowhere> <klora:sd15_style>", "nowhere"),
+    "a weight that is no number": ("a cat <klora:sd15_content:much> <klora:sd15_style>", "much"),
+    "a weight that is NaN": ("a cat <klora:sd15_content:nan> <klora:sd15_style>", "nan"),
+    "a weight that is infinite": ("a cat <klora:sd15_content> <klora:sd15_style:te=inf>", "inf"),
+    "an unknown item": ("a cat <klora:sd15_content:dyn=4> <klora:sd15_style>", "dyn=4"),
+    "a file full of NaN": ("a cat <klora:bad_nan> <klora:sd15_style>", "bad_nan"),
+    "a rank of zero": ("a cat <klora:sd15_content> <klora:bad_zero_rank>", "zero"),
+    "a truncated file": ("a cat <klora:bad_truncated> <klora:sd15_style>", "bad_truncated"),
+    "a file that is no LoRA": ("a cat <klora:sd15_content> <klora:bad_not_a_lora>", "not_a_lora"),
+    "an empty file": ("a cat <klora:bad_empty> <klora:sd15_style>", "bad_empty"),
+    "another model's file": ("a cat <klora:sdxl_content> <klora:sd15_style>", "sdxl_content"),
+}
+FIELDS = {
+    "only content": (dict(content="sd15_content"), "style"),
+    "only style": (dict(style="sd15_style"), "content"),
+    "an unknown field": (dict(GOOD, strength=1), "strength"),
+    "alpha as text": (dict(GOOD, alpha="1.5"), "alpha"),
+    "alpha as true": (dict(GOOD, alpha=True), "alpha"),
+    "alpha below its range": (dict(GOOD, alpha=-0.1), "alpha"),
+    "alpha above its range": (dict(GOOD, alpha=1e11), "alpha"),
+    "alpha NaN": (dict(GOOD, alpha=math.nan), "alpha"),
+    "beta infinite": (dict(GOOD, beta=math.inf), "beta"),
+    "top_k zero": (dict(GOOD, top_k=0), "top_k"),
+    "an unknown scale": (dict(GOOD, scale="T"), "scale"),
+    "an unknown method": (dict(GOOD, method="Zip"), "method"),
+    "layers as a list": (dict(GOOD, layers=["attention"]), "layers"),
+    "text_encoder as a number": (dict(GOOD, text_encoder=1), "text_encoder"),
+    "enabled as text": (dict(GOOD, enabled="yes"), "enabled"),
+    "a weight that is NaN": (dict(GOOD, content_weight=math.nan), "content_weight"),
+    "a name that is a number": (dict(GOOD, content=3), "content"),
+    "S* with alpha 0": (dict(GOOD, scale="S*", alpha=0), "alpha"),
+}
+
+
+def folder_state(webui):
+    """Every LoRA file's name and content."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in webui.loras.rglob("*")
+        if path.is_file()
+    }
+
+
+def assert_one_sentence(webui, base, word, **fields):
+    """The request makes the base image; the reason is told everywhere; the queue goes on."""
+    before = folder_state(webui)
+    mark = webui.mark()
+    result = webui.txt2img(**fields)
+    assert not result.error
+    assert result.sha == base.sha
+    text = result.infotexts[0]
+    assert "K-LoRA error: " in text
+    assert "K-LoRA: " not in text
+    sentence = text.partition("K-LoRA error: ")[2]
+    assert word in sentence
+    log = webui.log_since(mark)
+    assert "[K-LoRA] " in log
+    assert "lib_klora" not in log, "a traceback of ours"
+    assert log.count("[K-LoRA] ") == 1
+    assert folder_state(webui) == before
+    good = webui.txt2img(prompt=BOTH)
+    assert "K-LoRA error" not in good.infotexts[0]
+    assert good.sha != base.sha
+
+
+@pytest.mark.parametrize("what", PROMPTS)
+def test_in_the_prompt(webui, what):
+    prompt, word = PROMPTS[what]
+    assert_one_sentence(webui, webui.txt2img(), word, prompt=prompt)
+
+
+@pytest.mark.parametrize("what", FIELDS)
+def test_in_the_fields(webui, what):
+    fields, word = FIELDS[what]
+    assert_one_sentence(webui, webui.txt2img(), word, alwayson_scripts=script(**fields))
+
+
+def test_in_the_positional_list(webui):
+    arguments = {"K-LoRA": {"args": [True, 1.5, 0.5, "T"]}}
+    assert_one_sentence(webui, webui.txt2img(), "scale", prompt=BOTH, alwayson_scripts=arguments)
+
+
+def test_everything_else_the_prompt_asks_for_is_there(webui):
+    wanted = webui.txt2img(prompt="a cat <lora:sd15_other:0.7>")
+    prompt = "a cat <klora:nowhere> <lora:sd15_other:0.7> <klora:sd15_style>"
+    result = webui.txt2img(prompt=prompt)
+    assert result.sha == wanted.sha
+    assert "nowhere" in result.infotexts[0]
+
+
+def test_a_spelling_that_the_host_does_not_apply_gets_a_sentence(webui, host):
+    """PEFT's `unet.….lora_A` is read by neither host, old diffusers' names not by A1111."""
+    names = ["sd15_style_peft"] + (["sd15_style_diffusers"] if host == "a1111" else [])
+    base = webui.txt2img()
+    for name in names:
+        assert_one_sentence(webui, base, name, prompt=tags("sd15_content", name))
+    if host == "forge":
+        result = webui.txt2img(prompt=tags("sd15_content", "sd15_style_diffusers"))
+        assert "K-LoRA error" not in result.infotexts[0]
+
+
+def test_a_pickle_is_not_opened_by_us(webui, host):
+    """A1111 reads it through its own safe loader; Forge's would rename it, so it is refused."""
+    path = webui.loras / "pickled.pt"
+    path.write_bytes(b"cos\nsystem\n(S'touch /tmp/klora-was-here'\ntR.")
+    webui.refresh_loras()
+    base = webui.txt2img()
+    before = folder_state(webui)
+    result = webui.txt2img(prompt=tags("pickled", "sd15_style"))
+    assert result.sha == base.sha
+    assert "K-LoRA error" in result.infotexts[0]
+    assert "pickled" in result.infotexts[0].partition("K-LoRA error")[2]
+    assert folder_state(webui) == before
+    path.unlink()
+    webui.refresh_loras()
