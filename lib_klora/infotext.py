@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .settings import BY_NAME, Settings
+from .errors import KLoraError
+from .settings import BY_NAME, Field, Settings, checked
 
 KEY = "K-LoRA"
 ERROR_KEY = "K-LoRA error"
@@ -28,21 +29,21 @@ def read(text: str) -> dict[str, Any]:
     since an infotext may come from a later version or from a person's hand."""
     values: dict[str, Any] = {}
     for part in text.split(";"):
-        name, equals, value = part.strip().partition("=")
+        name, equals, value = part.strip(" ").partition("=")
         field = BY_NAME.get(name)
         if not equals or field is None:
             continue
-        value = _unescape(value)
-        if isinstance(field.default, bool):
-            values[name] = value == "true"
-        elif isinstance(field.default, str):
-            values[name] = value
-        else:
-            try:
-                values[name] = float(value)
-            except ValueError:
-                continue
+        try:
+            values[name] = checked(field, _typed(field, _unescape(value)))
+        except (KLoraError, ValueError):
+            continue
     return values
+
+
+def _typed(field: Field, text: str) -> Any:
+    if isinstance(field.default, bool):
+        return {"true": True, "false": False}.get(text)
+    return text if isinstance(field.default, str) else float(text)
 
 
 def _text(value: Any) -> str:
@@ -52,7 +53,7 @@ def _text(value: Any) -> str:
 
 
 def _escape(text: str) -> str:
-    return re.sub(r'[%;=,:"\\\n\r]|^\s|\s$', lambda m: f"%{ord(m[0]):02X}", text)
+    return re.sub(r'[%;=,:"\\\n\r\t]|^ | $', lambda m: f"%{ord(m[0]):02X}", text)
 
 
 def _unescape(text: str) -> str:

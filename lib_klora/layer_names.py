@@ -91,6 +91,7 @@ _WHOLE = {
     "time_text_embed_text_embedder_linear_2": "vector_in_out_layer",
     "time_text_embed_guidance_embedder_linear_1": "guidance_in_in_layer",
     "time_text_embed_guidance_embedder_linear_2": "guidance_in_out_layer",
+    "proj_out": "final_layer_linear",
     "norm_out_linear": "final_layer_adaLN_modulation_1",
 }
 

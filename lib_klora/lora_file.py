@@ -243,11 +243,13 @@ def _layer(name: str, prefix: str, parts: Mapping[str, torch.Tensor]) -> Layer:
     kind = _kind(parts)
     if kind is None:
         raise wrong(f"is incomplete, it has only {', '.join(sorted(parts))}")
-    rank = _rank(kind, parts)
     try:
+        rank = _rank(parts)
         alpha = parts["alpha"].item() if "alpha" in parts else None
         meta = {part: tensor.to("meta", torch.float32) for part, tensor in parts.items()}
         shape = tuple(_DELTAS[kind](meta).shape)
+        if not shape:
+            raise ValueError("ΔW has no dimensions")
     except (RuntimeError, IndexError, ValueError) as error:
         shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in parts.items())
         raise wrong(f"has factors that do not fit together ({shapes})") from error
@@ -268,7 +270,7 @@ def _kind(parts: Mapping[str, torch.Tensor]) -> str | None:
     return "full" if "diff" in parts else None
 
 
-def _rank(kind: str, parts: Mapping[str, torch.Tensor]) -> int | None:
+def _rank(parts: Mapping[str, torch.Tensor]) -> int | None:
     # A LoKr may decompose both factors; like both hosts, take the second one's rank then.
     for factor in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
         if factor in parts:
@@ -288,7 +290,10 @@ def _delta_loha(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         a, b, core = parts[f"hada_w{i}_a"], parts[f"hada_w{i}_b"], parts.get(f"hada_t{i}")
         return a @ b if core is None else _tucker(core, a, b)
 
-    return factor(1) * factor(2)
+    w1, w2 = factor(1), factor(2)
+    if w1.shape != w2.shape:
+        raise ValueError("the two halves differ in shape")
+    return w1 * w2
 
 
 def _delta_lokr(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -298,7 +303,7 @@ def _delta_lokr(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         a, b, core = parts[f"lokr_w{i}_a"], parts[f"lokr_w{i}_b"], parts.get(f"lokr_t{i}")
         return a @ b if core is None else _tucker(core, a, b)
 
-    w1, w2 = factor(1), factor(2)
+    w1, w2 = factor(1), factor(2).contiguous()  # kron needs it
     w1 = w1.reshape(*w1.shape, *[1] * (w2.dim() - w1.dim()))
     return torch.kron(w1, w2)
 

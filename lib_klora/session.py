@@ -85,7 +85,7 @@ class Session:
         self._model: Any = lambda: None
         self._generation: Any = lambda: None
         self._loras: dict[tuple, HostLora] = {}
-        self._pairs: dict[tuple, tuple[Pair, Scores]] = {}
+        self._pairs: dict[tuple, tuple[Pair, Scores, list[str]]] = {}
         self._fusions: dict[tuple, Fusion] = {}
 
     # -- what the host calls ----------------------------------------------------------------------
@@ -108,8 +108,9 @@ class Session:
         except Exception as error:
             self._tell_unexpected(p, error)
         self._active = active
-        self._forget_conditions(p, active.text_encoder if active else None)
         self.attach(p)
+        if self._active is active:
+            self._forget_conditions(p, active.text_encoder if active else None)
 
     def attach(self, p: Any) -> None:
         """Puts the active pair last among the host's LoRAs, or takes it out if ``p`` has none.
@@ -123,7 +124,8 @@ class Session:
             else:
                 self._host.attach(active.fusion, active.plan_for(1, 0.0).row(0))
         except Exception as error:
-            self._active = None
+            self.detach()
+            self._forget_conditions(p, None)
             self._tell_unexpected(p, error)
 
     def before_model_call(self, at: Pass) -> None:
@@ -163,7 +165,7 @@ class Session:
             raise settings
         request = parse_tags(tags) or _named_pair(settings)
         if request is None:
-            if settings.enabled and not getattr(p, "enable_hr", False):
+            if settings.enabled and not hires and not _has_tags(p):
                 raise KLoraError(
                     "K-LoRA is switched on, but no LoRAs are given: write two <klora:NAME> tags, "
                     "or name a content and a style LoRA."
@@ -183,7 +185,7 @@ class Session:
                 written, (on_disk[CONTENT].short_hash, on_disk[STYLE].short_hash)
             )
         text_encoder = tuple((on_disk[tag.role].version, tag.te) for tag in request.in_order())
-        return _Active(
+        active = _Active(
             settings,
             pair,
             scores,
@@ -191,6 +193,8 @@ class Session:
             text_encoder if settings.text_encoder else None,
             weakref.ref(p),
         )
+        active.plan_for(1, 0.0)  # here, where what is wrong with a pair becomes a sentence
+        return active
 
     def _find(self, tag: Tag) -> OnDisk:
         entry = self._host.find(tag.name)
@@ -217,16 +221,17 @@ class Session:
         """Both files in the host's form, and their scores; from memory where possible."""
         versions = tuple(on_disk[role].version for role in ROLES)
         pair_key = (*versions, settings.layers, settings.top_k, settings.unpaired, self._model)
-        loras, files = {}, {}
+        loras, files, notes = {}, {}, []
         for i, role in enumerate(ROLES):
             # One file in both roles is read twice: the host's record of it holds one weight.
             key = (versions[i], i if versions[0] == versions[1] else 0)
             lora = self._loras.get(key)
             if lora is None or pair_key not in self._pairs:
                 tensors = self._host.read(on_disk[role])
-                files[role] = parse_lora(on_disk[role].name, tensors)
+                file = parse_lora(on_disk[role].name, tensors)
                 lora = lora or self._host.load(on_disk[role], tensors)
-                files[role] = self._fitting(p, files[role], lora, settings.layers)
+                files[role], more = self._fitting(file, lora, settings.layers)
+                notes += more
             loras[role] = self._loras[key] = lora
         if pair_key not in self._pairs:
             pair = pair_files(
@@ -239,11 +244,15 @@ class Session:
             scores = compute_scores(pair, self._host.device())
             for note in pair.notes:
                 log.info(note)
-            self._pairs[pair_key] = (pair.without_tensors(), scores)
-        return loras, *self._pairs[pair_key]
+            self._pairs[pair_key] = (pair.without_tensors(), scores, notes)
+        pair, scores, notes = self._pairs[pair_key]
+        for note in notes:
+            self._note(p, note)
+        return loras, pair, scores
 
-    def _fitting(self, p: Any, file: LoraFile, lora: HostLora, layers: str) -> LoraFile:
-        """The file reduced to what the host can apply to the present model."""
+    def _fitting(self, file: LoraFile, lora: HostLora, layers: str) -> tuple[LoraFile, list[str]]:
+        """The file reduced to what the host can apply to the present model, and what to tell."""
+        notes = []
         scope = [name for name in file.layers if layers == "all" or is_attention(name)]
         fitting = {}
         for name in scope:
@@ -259,18 +268,16 @@ class Session:
                 f"that {self._host.name} does not read: choose another file or checkpoint."
             )
         if missing:
-            self._note(
-                p,
+            notes.append(
                 f"{len(missing)} layers of “{file.name}” (such as {missing[0]}) do not fit this "
-                f"model and are left out.",
+                f"model and are left out."
             )
         if file.unread:
-            self._note(
-                p,
+            notes.append(
                 f"{len(file.unread)} layers of “{file.name}” (such as {file.unread[0]}) are of a "
-                f"type that K-LoRA cannot compare and are left out.",
+                f"type that K-LoRA cannot compare and are left out."
             )
-        return replace(file, layers=fitting)
+        return replace(file, layers=fitting), notes
 
     def _fuse(
         self,
@@ -325,6 +332,12 @@ class Session:
             f"K-LoRA failed ({type(error).__name__}: {error}); the picture is made without it. "
             f"Please report this with the lines above in the WebUI's log.",
         )
+
+
+def _has_tags(p: Any) -> bool:
+    """Whether any of a generation's prompts has our tags; each pass is activated by itself."""
+    prompts = ("extra_network_data", "hr_extra_network_data")
+    return any("klora" in (getattr(p, name, None) or ()) for name in prompts)
 
 
 def _named_pair(settings: Settings) -> TagPair | None:

@@ -176,7 +176,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in FIELDS:
-            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+            object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
         if self.beta is None:
             object.__setattr__(self, "beta", default_beta(self.scale))
         if self.scale == "S*" and self.alpha == 0:
@@ -223,8 +223,9 @@ def from_args(args: Sequence[Any], defaults: Settings) -> Settings:
     return from_fields(dict(zip(BY_NAME, args, strict=False)))
 
 
-def _checked(field: Field, value: Any) -> Any:
-    """``value`` as the field's type. A number must not be a bool, nor a bool a number."""
+def checked(field: Field, value: Any) -> Any:
+    """``value`` as the field's type. Raises KLoraError that names the field; a number must not be
+    a bool, nor a bool a number."""
 
     def wrong(allowed: str) -> KLoraError:
         return KLoraError(f"{field.name} is {value!r}: it must be {allowed}.")
@@ -247,9 +248,14 @@ def _checked(field: Field, value: Any) -> Any:
         return None
     above = f"above {field.low:g}" if field.above else f"from {field.low:g}"
     span = "" if math.isinf(field.high) else f" {above} to {field.high:g}"
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise wrong(f"a finite number{span}")
+    try:
+        value = float(value)
+    except OverflowError:  # JSON has integers of any length
+        value = math.inf
+    if not math.isfinite(value):
         raise wrong(f"a finite number{span}")
     if not field.low <= value <= field.high or (field.above and value == field.low):
         raise wrong(f"a number{span}")
-    return float(value)
+    return value

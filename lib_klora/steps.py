@@ -26,7 +26,7 @@ def finished_steps(call: int, steps: int, calls_expected: int, sampler: str) -> 
     if sampler == "PLMS":  # the first step evaluates the model twice
         return max(call - 1, 0)
     if sampler == "HeunPP2":  # Forge; not flagged there. Three calls, then two, then one
-        return min(call // 3, steps - 2) if call < 3 * steps - 4 else max(steps - 1, 0)
+        return call // 3 if call < 3 * steps - 4 else steps - 1
     if calls_expected == 2 * steps:
         return call // 2
     return call

@@ -36,7 +36,7 @@ class Tag:
 
     def __str__(self) -> str:
         role = f":{self.role}" if self.role else ""
-        return f"<klora:{self.name}:{self.te:g}:{self.unet:g}{role}>"
+        return f"<klora:{self.name}:{self.te!r}:{self.unet!r}{role}>"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def parse_tag(items: Sequence[str]) -> Tag:
     if not name.strip():
         raise KLoraError(f"{written} names no LoRA: write <klora:NAME>, as in <lora:NAME>.")
     weights: list[float] = []
-    te = unet = role = None
+    named: dict[str, float | None] = {"te": None, "unet": None}
+    role = None
     for item in rest:
         key, equals, value = item.partition("=")
         key = key.strip().lower()
@@ -76,10 +77,10 @@ def parse_tag(items: Sequence[str]) -> Tag:
                 raise KLoraError(
                     f"{written}: “{value}” is no role: write role=content or role=style."
                 )
-        elif equals and key == "te":
-            te = _weight(written, value)
-        elif equals and key == "unet":
-            unet = _weight(written, value)
+        elif equals and key in named:
+            if named[key] is not None:
+                raise KLoraError(f"{written} gives {key}= twice: keep one of them.")
+            named[key] = _weight(written, value)
         elif equals:
             raise KLoraError(f"{written}: “{item}” is unknown: te=, unet= and role= are possible.")
         else:
@@ -88,8 +89,8 @@ def parse_tag(items: Sequence[str]) -> Tag:
         raise KLoraError(
             f"{written} has {len(weights)} weights: write at most two, for text encoder and UNet."
         )
-    te = te if te is not None else (weights[0] if weights else 1.0)
-    unet = unet if unet is not None else (weights[1] if len(weights) > 1 else te)
+    te = named["te"] if named["te"] is not None else (weights[0] if weights else 1.0)
+    unet = named["unet"] if named["unet"] is not None else (weights[1] if weights[1:] else te)
     return Tag(name, te, unet, role)
 
 

@@ -203,17 +203,6 @@ def test_a_fp8_file_is_read():
     assert_exact(scores._analyse("content", layer, np.array([1, 16]), "cpu"), layer, [1, 16])
 
 
-def test_loha_whose_factors_fit_by_broadcasting_only():
-    tensors = {
-        "hada_w1_a": torch.randn(8, 2),
-        "hada_w1_b": torch.randn(2, 12),
-        "hada_w2_a": torch.randn(8, 2),
-        "hada_w2_b": torch.randn(2, 1),
-    }
-    layer = Layer("q", "q", "LoHa", 2, 1.0, (8, 12), tensors)
-    assert_exact(scores._analyse("content", layer, np.array([1, 96]), "cpu"), layer, [1, 96])
-
-
 # -- pairs ----------------------------------------------------------------------------------------
 
 

@@ -165,7 +165,6 @@ def test_flux_with_its_original_names(path):
     assert common_name(f"diffusion_model.{path}") == name
 
 
-@pytest.mark.xfail(strict=True, reason="layer_names._WHOLE has no proj_out → final_layer_linear")
 def test_flux_last_layer_pairs_across_spellings():
     assert common_name("transformer.proj_out") == common_name("lora_unet_final_layer_linear")
 

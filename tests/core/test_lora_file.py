@@ -246,11 +246,6 @@ class TestLoKr:
         assert close(layer.delta(), kron(f64(self.W1), (f64(a) @ f64(b)).reshape(4, 5, 3, 3)))
         assert layer.entries == 8 * 15 * 9
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="lora_file._delta_lokr: torch.kron refuses the einsum's non-contiguous W₂, so every "
-        "LoKr conv layer with lokr_t2 is called damaged (A1111 has w2.contiguous() there)",
-    )
     def test_conv_tucker(self, layer_of):
         t2, a, b = randn(2, 3, 3, 3, seed=7), randn(2, 4, seed=8), randn(3, 5, seed=9)
         layer = layer_of(
@@ -369,20 +364,12 @@ HOSTILE_TENSORS = {
         f"{Q}.lora_down.weight": randn(4, 8),
     },
     "alpha of many numbers": {**linear(Q), f"{Q}.alpha": torch.ones(3)},
-}
-BUGS = {
-    "down is a scalar": (
-        {f"{Q}.lora_up.weight": randn(8, 4), f"{Q}.lora_down.weight": torch.tensor(1.0)},
-        "lora_file._layer calls _rank outside its try: IndexError on a factor without dimensions",
-    ),
-    "difference is a scalar": (
-        {f"{Q}.diff": torch.tensor(1.0)},
-        "lora_file: a .diff without dimensions passes, then Layer.delta raises IndexError",
-    ),
-    "LoHa half that would be broadcast": (
-        {**LOHA, f"{Q}.hada_w2_a": randn(1, 3)},
-        "lora_file._delta_loha multiplies [6, 5] by [1, 5] without an error; A1111 refuses it",
-    ),
+    "down without dimensions": {
+        f"{Q}.lora_up.weight": randn(8, 4),
+        f"{Q}.lora_down.weight": torch.tensor(1.0),
+    },
+    "difference without dimensions": {f"{Q}.diff": torch.tensor(1.0)},
+    "LoHa half that would be broadcast": {**LOHA, f"{Q}.hada_w2_a": randn(1, 3)},
 }
 
 
@@ -427,15 +414,6 @@ def refusal(path) -> str:
 def test_hostile_tensors_get_a_sentence(tmp_path, case):
     path = tmp_path / "my file_ü.safetensors"
     save_file(HOSTILE_TENSORS[case], path)
-    refusal(path)
-
-
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=pytest.mark.xfail(strict=True, reason=BUGS[c][1])) for c in BUGS]
-)
-def test_hostile_tensors_that_get_through(tmp_path, case):
-    path = tmp_path / "hostile.safetensors"
-    save_file(BUGS[case][0], path)
     refusal(path)
 
 

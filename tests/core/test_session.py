@@ -410,11 +410,6 @@ class TestTextConditions:
         session.activate(p, TAGS, OFF)
         assert Processing.caches_are_kept()
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="session.attach: after a failed attach _text_encoder still names the pair, so the "
-        "next generation with that pair reuses conditions that were made without it",
-    )
     def test_failed_attach_does_not_pass_for_the_pairs_state(self, session, host):
         host.fails_in = "attach"
         self.kept(session, "pair")
@@ -549,11 +544,6 @@ class TestWhatBadInputGets:
         assert len(p.comments) == len(log.records) == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="session.attach: Scores.gamma's KLoraError comes up in plan_for there and is told as a "
-    "failure of ours, with a traceback and “Please report”",
-)
 def test_lora_of_zeros_is_told_as_the_persons_error(session, host, folder):
     zeros = {key: torch.zeros_like(value) for key, value in linears(PREFIXES).items()}
     save_file(zeros, folder / "zeros.safetensors")
@@ -569,11 +559,6 @@ def test_log_lines_carry_the_extensions_name():
     assert "[K-LoRA] a sentence" in lines
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="session._prepare: switched on without LoRAs and with hires on, neither pass says so "
-    "(enable_hr silences the first pass and is still True in the hires pass)",
-)
 def test_switched_on_without_loras_is_said_with_hires_too(session):
     p = Processing(enable_hr=True)
     session.activate(p, [], Settings())
@@ -595,9 +580,6 @@ class TestPartlyFittingFile:
         assert "2 layers of “strange”" in comment
         assert infotext.KEY in p.extra_generation_params
 
-    @pytest.mark.xfail(
-        strict=True, reason="session._fitting runs only when a pair is first read: said once, ever"
-    )
     def test_said_in_every_generation(self, session, folder):
         self.few_strange_layers(folder)
         first = generate(session, tags=[["strange"], ["ink"]])
@@ -645,9 +627,6 @@ class TestErrorsOfOurs:
         assert "attach broke" in p.extra_generation_params[infotext.ERROR_KEY]
         assert host.count("select") == 0
 
-    @pytest.mark.xfail(
-        strict=True, reason="session.attach does not detach when Host.attach raises half-way"
-    )
     def test_attach_that_fails_half_way_leaves_nothing(self, session, host):
         host.fails_in = "attach"
         generate(session)

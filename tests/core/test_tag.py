@@ -79,9 +79,8 @@ def test_malformed_tag_is_quoted_in_the_error(text, quoted):
     assert quoted in str(error.value)
 
 
-@pytest.mark.xfail(strict=True, reason="tag.py: te=/unet= given twice keeps the last, silently")
 @pytest.mark.parametrize("text", ["<klora:cat:te=1:te=0.5>", "<klora:cat:unet=1:unet=0.5>"])
-def test_repeated_item_is_an_error_as_the_docstring_says(text):
+def test_repeated_item_is_an_error(text):
     with pytest.raises(KLoraError):
         parse_tag(items(text))
 

@@ -1,0 +1,357 @@
+"""``python -m lib_klora``: look at a pair, or at one file, without a WebUI.
+
+::
+
+    python -m lib_klora plan CONTENT STYLE [--steps 30] [--scale S*] … [--png map.png]
+    python -m lib_klora inspect FILE [--json file.json]
+
+Exit code 0: done; 1: the files cannot be used, the reason is on stderr; 2: wrong call; 130:
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import plot
+from .errors import KLoraError, get_log
+from .layer_names import is_attention
+from .lora_file import LoraFile, parse_lora, read_safetensors
+from .pair import Pair, pair_files
+from .plan import Plan, make_plan
+from .score_cache import ScoreCache, file_sha256
+from .scores import Scores, compute_scores
+from .settings import FIELDS, default_beta, from_fields
+from .tag import ROLES
+
+_SETTINGS = ("alpha", "beta", "scale", "gamma", "layers", "top_k", "unpaired")
+"""The fields that decide a plan."""
+
+_SPELLINGS = (
+    ("lycoris_", "LyCORIS"),
+    ("lora_transformer_", "LyCORIS"),
+    ("lora_unet_", "kohya"),
+    ("base_model.model.", "PEFT"),
+    ("diffusion_model.", "ComfyUI"),
+    ("transformer.", "diffusers"),
+    ("unet.", "diffusers"),
+)
+_CONTEXT = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
+"""The text conditions' width, which attn2's to_k and to_v take in, tells the base model."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a console without Greek letters
+    try:
+        with _log_on_stderr():
+            options.run(options, parser)
+        sys.stdout.flush()
+    except KLoraError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # “| head” has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    return 0
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """In a WebUI the log goes to stdout; here stdout is for the answer alone."""
+    handlers = [x for x in get_log().handlers if type(x) is logging.StreamHandler]
+    before = [handler.stream for handler in handlers]
+    for handler in handlers:
+        handler.stream = sys.stderr
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, before, strict=True):
+            handler.stream = stream
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lib_klora", description="K-LoRA: which LoRA has which layer at which step."
+    )
+    commands = parser.add_subparsers(required=True, metavar="plan | inspect")
+
+    plan = commands.add_parser("plan", help="the selection of a pair of files")
+    plan.add_argument("content", help="the subject's LoRA, a .safetensors file")
+    plan.add_argument("style", help="the style's LoRA, a .safetensors file")
+    plan.add_argument("--steps", type=_steps, default=30, help="sampling steps (30)")
+    for field in FIELDS:
+        if field.name in _SETTINGS:
+            default = field.default
+            if default is None:
+                default = f"{default_beta('S'):g}, with S* {default_beta('S*'):g}"
+            plan.add_argument(
+                "--" + field.name.replace("_", "-"),
+                choices=field.choices or None,
+                type=str if field.choices else float,
+                help=f"{field.help.replace('%', '%%')} ({default})",
+            )
+    plan.add_argument("--png", metavar="FILE", help="the selection map as a picture")
+    plan.add_argument("--json", metavar="FILE", help="everything as JSON; - for standard output")
+    plan.add_argument("--device", default="cpu", help="where to compute: cpu (default), cuda …")
+    plan.add_argument(
+        "--cache", metavar="FOLDER", help="keep the files' scores there, for the next time"
+    )
+    plan.set_defaults(run=_plan)
+
+    inspect = commands.add_parser("inspect", help="what a LoRA file holds")
+    inspect.add_argument("file", help="a .safetensors file")
+    inspect.add_argument("--json", metavar="FILE", help="as JSON; - for standard output")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _steps(text: str) -> int:
+    steps = int(text)
+    if not 1 <= steps <= 10_000:
+        raise argparse.ArgumentTypeError("must be from 1 to 10000")
+    return steps
+
+
+# -- plan -----------------------------------------------------------------------------------------
+
+
+def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    given = {name: getattr(options, name) for name in _SETTINGS}
+    try:
+        settings = from_fields({name: x for name, x in given.items() if x is not None})
+    except KLoraError as error:
+        parser.error(str(error))
+    files, hashes = {}, {}
+    for role in ROLES:
+        path = getattr(options, role)
+        files[role] = _read(path)
+        hashes[role] = file_sha256(path)
+    pair = pair_files(
+        *files.values(), layers=settings.layers, top_k=settings.top_k, unpaired=settings.unpaired
+    )
+    scores = compute_scores(
+        pair,
+        _device(options.device),
+        progress=_progress_bar(),
+        cache=ScoreCache(options.cache) if options.cache else None,
+        sha256=tuple(hashes.values()),
+    )
+    plan = make_plan(pair, scores, settings, options.steps)
+    if options.png:
+        Path(options.png).write_bytes(plot.png(plot.selection_map(plan, pair)))
+    if options.json:
+        record = {
+            **{role: {"file": getattr(options, role), "sha256": hashes[role]} for role in ROLES},
+            "settings": {name: getattr(settings, name) for name in _SETTINGS},
+            **_plan_record(pair, scores, plan),
+        }
+        _write_json(options.json, record)
+    if options.json != "-":
+        for role in ROLES:
+            print(f"{role:8} {files[role].name}  {_summary(files[role])}")
+        print(f"paired   {_count(len(pair.paired), 'layer')}{_of_ks(pair)}")
+        for note in (*pair.notes, *(_unread_note(files[role]) for role in ROLES)):
+            if note:
+                print(f"         {note}")
+        print(f"γ        {plan.gamma:.6g} ({settings.gamma})")
+        print()
+        print("step  progress  content")
+        for step, share in enumerate(plot.content_share(plan)):
+            bar = "#" * round(40 * share)
+            print(f"{step + 1:4}  {plan.t[step]:8.3f}  {bar:.<40} {100 * share:3.0f} %")
+        print()
+        print(plot.describe(plan, pair))
+
+
+def _plan_record(pair: Pair, scores: Scores, plan: Plan) -> dict[str, Any]:
+    """A plan as JSON; a layer's choice has a letter for each step, c or s."""
+    return {
+        "steps": plan.steps,
+        "gamma": plan.gamma,
+        "notes": list(pair.notes),
+        "reading": plot.describe(plan, pair),
+        "content_share": plot.content_share(plan).tolist(),
+        "layers": [
+            {
+                "name": layer.name,
+                "k": layer.k,
+                "s_content": float(scores.s_content[i]),
+                "s_style": float(scores.s_style[i]),
+                "abs_content": float(scores.abs_content[i]),
+                "abs_style": float(scores.abs_style[i]),
+                "choice": "".join(np.where(plan.content[: plan.steps, i], "c", "s")),
+            }
+            for i, layer in enumerate(pair.paired)
+        ],
+        "unpaired": dict(pair.unpaired),
+    }
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # no such word; no such hardware or build
+        reason = str(error).partition("\n")[0]
+        raise KLoraError(f"There is no device “{name}” for torch here: {reason}") from error
+    return device
+
+
+def _of_ks(pair: Pair) -> str:
+    ks = sorted({layer.k for layer in pair.paired})
+    if not ks:
+        return ""
+    return f", K {ks[0]}" + (f" to {ks[-1]}" if len(ks) > 1 else "")
+
+
+def _progress_bar() -> Callable[[int, int], None] | None:
+    """A bar on stderr, if a person looks at it, and not for what is done at once."""
+    if not sys.stderr.isatty():
+        return None
+    begin = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        if time.monotonic() - begin < 0.5 and done < total:
+            return
+        bar = "#" * (30 * done // total)
+        end = "\r\033[K" if done == total else ""
+        print(f"\ranalysis [{bar:.<30}] {done}/{total}{end}", end="", file=sys.stderr, flush=True)
+
+    return show
+
+
+# -- inspect --------------------------------------------------------------------------------------
+
+
+def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    file, sha256 = _read(options.file), file_sha256(options.file)
+    layers = list(file.layers.values())
+    attention = sum(is_attention(layer.name) for layer in layers)
+    record = {
+        "file": options.file,
+        "sha256": sha256,
+        "bytes": os.path.getsize(options.file),
+        "spelling": sorted({_spelling(layer.prefix) for layer in layers}),
+        "base_model": _base_model(file),
+        "types": dict(Counter(layer.kind for layer in layers).most_common()),
+        "ranks": {str(rank): n for rank, n in _ranks(file)},
+        "dtypes": sorted(
+            {_dtype(t.dtype) for layer in layers for t in layer.tensors.values() if t.dim()}
+        ),
+        "attention_layers": attention,
+        "other_layers": len(layers) - attention,
+        "text_encoder_layers": file.text_encoder,
+        "unread": list(file.unread),
+    }
+    if options.json:
+        _write_json(options.json, record)
+    if options.json == "-":
+        return
+    others = record["other_layers"]
+    lines = {
+        "file": f"{file.name}, {record['bytes'] / 2**20:.1f} MiB, {', '.join(record['dtypes'])}",
+        "SHA-256": f"{sha256}",
+        "names": ", ".join(record["spelling"]) or "none of the denoising network",
+        "made for": record["base_model"],
+        "types": ", ".join(f"{kind} ({n})" for kind, n in record["types"].items()),
+        "ranks": ", ".join(f"{rank} ({_count(n, 'layer')})" for rank, n in _ranks(file)),
+        "layers": f"{attention} attention, {others} other, {file.text_encoder} text encoder",
+        "": _unread_note(file),
+    }
+    for word, text in lines.items():
+        if text:
+            print(f"{word:9}{text}")
+
+
+def _ranks(file: LoraFile) -> list[tuple[int | str, int]]:
+    """(rank, layers that have it), the most frequent first."""
+    counts = Counter(layer.rank for layer in file.layers.values())
+    return [("none" if rank is None else rank, n) for rank, n in counts.most_common()]
+
+
+def _spelling(prefix: str) -> str:
+    for beginning, name in _SPELLINGS:
+        if prefix.startswith(beginning):
+            return name
+    return "other"
+
+
+def _base_model(file: LoraFile) -> str:
+    if any(name.startswith(("double_blocks_", "single_blocks_")) for name in file.layers):
+        return "Flux"
+    widths = {
+        layer.shape[1]
+        for name, layer in file.layers.items()
+        if name.endswith(("_attn2_to_k", "_attn2_to_v")) and len(layer.shape) > 1
+    }
+    return _CONTEXT.get(widths.pop(), "") if len(widths) == 1 else "not recognised"
+
+
+def _dtype(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# -- both -----------------------------------------------------------------------------------------
+
+
+def _read(path: str) -> LoraFile:
+    if not os.path.isfile(path):
+        raise KLoraError(f"There is no file “{path}”.")
+    return parse_lora(os.path.basename(path), read_safetensors(path))
+
+
+def _summary(file: LoraFile) -> str:
+    kinds = Counter(layer.kind for layer in file.layers.values())
+    ranks = [str(rank) for rank, _ in _ranks(file) if rank != "none"]
+    words = [_count(len(file.layers), "layer"), " and ".join(kinds)]
+    if ranks:
+        words.append(f"rank {', '.join(ranks[:3])}{' …' * (len(ranks) > 3)}")
+    return ", ".join(words)
+
+
+def _unread_note(file: LoraFile) -> str:
+    if not file.unread:
+        return ""
+    return (
+        f"{_count(len(file.unread), 'layer')} of “{file.name}” cannot be compared, such as "
+        f"{file.unread[0]}"
+    )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
+def _write_json(path: str, record: dict[str, Any]) -> None:
+    text = json.dumps(record, ensure_ascii=False, indent=1)
+    if path == "-":
+        print(text)
+    else:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
