@@ -176,7 +176,7 @@ def plan_times(layers: int, step_counts: list[int], repeats: int = 200) -> list[
 
 
 _MEMORY = """
-import re, sys, torch
+import ctypes, re, sys, torch
 sys.path[:0] = sys.argv[1:3]
 torch.set_num_threads(1)
 from lib_klora import klora, scores
@@ -195,10 +195,11 @@ def run(layer):
             scores._analyse("content", layer, scores.partner_ks(layer), "cpu")
 
 small, large = (
-    next(iter(parse_lora("", lora_layer("q", (out, 3072), 16, 0)).layers.values()))
-    for out in (64, 21504)
+    next(iter(parse_lora("", lora_layer("q", shape, 16, 0)).layers.values()))
+    for shape in ((8, 64), (21504, 3072))
 )
 run(small)
+ctypes.CDLL(None).malloc_trim(0)  # what was freed so far does not count as there
 open("/proc/self/clear_refs", "w").write("5")
 before = status("VmRSS")
 run(large)

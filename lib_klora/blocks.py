@@ -78,10 +78,7 @@ def _matrices(layer: Layer | FusedLayer, device: torch.device | str) -> Iterator
             _factor(parts, f"hada_w{i}", f"hada_t{i}", 1.0 if i == 2 else layer.scale)
             for i in (1, 2)
         )
-        if one.shape == other.shape:
-            yield _Hadamard(one, other)
-        else:  # factors that only fit together by broadcasting
-            yield _Given(layer.delta(device), 1.0)
+        yield _Hadamard(one, other)
     elif layer.kind == "LoKr":
         factors = [_factor(parts, f"lokr_w{i}", f"lokr_t{i}", 1.0) for i in (1, 2)]
         small, large = sorted(factors, key=lambda factor: factor.shape[0] * factor.shape[1])

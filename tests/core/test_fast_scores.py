@@ -170,6 +170,20 @@ def test_blocks_hold_every_entry_once(layer):
     np.testing.assert_allclose(entries, expected, rtol=1e-5, atol=1e-6 * max(expected[0], 1e-30))
 
 
+@pytest.mark.parametrize("shape", [(2, 300_000), (300_000, 2)])
+@pytest.mark.parametrize("kind", ["LoRA", "LoHa", "LoKr", "full"])
+def test_blocks_are_small_for_layers_of_any_form(kind, shape):
+    """A row may be longer than a block."""
+    tensors = {name: torch.ones(s) for name, s in SHAPES[kind](1, *shape).items()}
+    if kind == "full":
+        tensors = {"diff": torch.ones(shape)}
+    layer = Layer(kind, kind, kind, 1, 1.0, (), tensors)
+    layer = dataclasses.replace(layer, shape=formula(layer).shape)
+    sizes = [block.numel() for block in blocks.blocks(layer, "cpu")]
+    assert max(sizes) <= blocks.BLOCK_CPU
+    assert sum(sizes) == layer.entries
+
+
 @given(maybe_fused())
 def test_sample_holds_entries_of_the_layer(layer):
     entries = reference(layer)
@@ -325,7 +339,7 @@ def test_torchs_switches_are_as_before():
 def test_memory_of_the_largest_layer():
     """Flux' linear1 has 66 million entries, 252 MiB at once in fp32; 16 MiB are allowed."""
     program = """
-import re, sys, numpy as np, torch
+import ctypes, re, sys, numpy as np, torch
 sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(1)
 from lib_klora import scores
@@ -334,12 +348,13 @@ from lib_klora.lora_file import Layer
 def status(name):
     return int(re.search(name + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 
-def layer(out):
-    up, down = torch.randn(out, 16).half(), torch.randn(16, 3072).half()
-    return Layer("q", "q", "LoRA", 16, 1.0, (out, 3072), {"up": up, "down": down})
+def layer(out, in_):
+    up, down = torch.randn(out, 16).half(), torch.randn(16, in_).half()
+    return Layer("q", "q", "LoRA", 16, 1.0, (out, in_), {"up": up, "down": down})
 
-small, large = layer(64), layer(21504)
+small, large = layer(8, 64), layer(21504, 3072)
 scores._analyse("content", small, scores.partner_ks(small), "cpu")
+ctypes.CDLL(None).malloc_trim(0)  # what was freed so far does not count as there
 open("/proc/self/clear_refs", "w").write("5")
 before = status("VmRSS")
 scores._analyse("content", large, scores.partner_ks(large), "cpu")

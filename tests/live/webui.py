@@ -262,6 +262,23 @@ class WebUI:
         command += [self.install.folder, self.data]
         subprocess.run(command, check=True, env={**os.environ, **ENVIRONMENT}, cwd=HERE)
 
+    def code(self):
+        """The folder that the host is started in: its own, or a copy of it.
+
+        Gradio 3 serves no file below a folder whose name begins with a dot, such as ~/.cache, so
+        the page would have neither scripts nor styles there.
+        """
+        own = self.install.folder.resolve()
+        if not any(part.startswith(".") for part in own.parts):
+            return own
+        copy = self.data / "webui"
+        if not (copy / "launch.py").is_file():
+            ours = {"venv", ".git", "extensions", "models", "outputs", "cache"}
+            shutil.copytree(
+                own, copy, ignore=lambda at, names: ours if Path(at) == own else (), symlinks=True
+            )
+        return copy
+
     def start(self, timeout=300):
         """Write the settings, link the extensions, start the server, wait until it is usable."""
         self.data.mkdir(parents=True, exist_ok=True)
@@ -282,12 +299,13 @@ class WebUI:
         command = [
             str(self.install.python), "launch.py", *ARGUMENTS, *HOST_ARGUMENTS[self.host],
             "--data-dir", str(self.data), "--ckpt", str(checkpoint), "--port", str(self.port),
-            *self.arguments,
+            # Gradio 4 serves the host's own scripts only if the data folder is not elsewhere.
+            "--gradio-allowed-path", str(self.code()), *self.arguments,
         ]  # fmt: skip
         caches = {name: str(self.data / "cache" / name) for name in ("HF_HOME", "MPLCONFIGDIR")}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.install.folder, env={**os.environ, **ENVIRONMENT, **caches},
+                command, cwd=self.code(), env={**os.environ, **ENVIRONMENT, **caches},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
