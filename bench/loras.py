@@ -69,9 +69,10 @@ def flux_shapes() -> dict[str, tuple[int, int]]:
 
 
 def lora_layer(
-    prefix: str, shape: tuple[int, int], rank: int, seed: int
+    prefix: str, shape: tuple[int, int], rank: int, seed: int, spread: float = 0
 ) -> dict[str, torch.Tensor]:
-    """One layer in fp16: a falling spectrum, and rows and columns of different size."""
+    """One layer in fp16: a falling spectrum, and rows and columns of different size. Its strength
+    is exp(N(0, ``spread``))."""
     g = torch.Generator().manual_seed(seed)
     out, in_ = shape
     spectrum = torch.exp(-torch.arange(rank) / max(rank / 4, 1))
@@ -79,6 +80,7 @@ def lora_layer(
     down = torch.randn(rank, in_, generator=g)
     up *= torch.exp(0.4 * torch.randn(out, 1, generator=g)) * 0.02
     down *= torch.exp(0.4 * torch.randn(1, in_, generator=g)) * 0.02
+    up *= torch.exp(spread * torch.randn(1, generator=g))
     return {
         f"{prefix}.lora_up.weight": up.half(),
         f"{prefix}.lora_down.weight": down.half(),
@@ -86,9 +88,11 @@ def lora_layer(
     }
 
 
-def lora(shapes: dict[str, tuple[int, int]], rank: int, seed: int) -> dict[str, torch.Tensor]:
-    """A whole file."""
+def lora(
+    shapes: dict[str, tuple[int, int]], rank: int, seed: int, spread: float = 0
+) -> dict[str, torch.Tensor]:
+    """A whole file; with a ``spread`` its layers differ in strength, as trained ones do."""
     tensors: dict[str, torch.Tensor] = {}
     for i, (prefix, shape) in enumerate(shapes.items()):
-        tensors |= lora_layer(prefix, shape, rank, 10_000 * seed + i)
+        tensors |= lora_layer(prefix, shape, rank, 10_000 * seed + i, spread)
     return tensors

@@ -40,6 +40,19 @@ def read(text: str) -> dict[str, Any]:
     return values
 
 
+def hashes(text: str) -> tuple[str, str] | None:
+    """The short hashes of the content and the style file; None if the text names none."""
+    match = re.search(r"(?:^|; )files=([^;]*)", text)
+    found = _unescape(match[1]).split("+") if match else []
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
+def with_fields(text: str, values: dict[str, Any]) -> str:
+    """The same text with other values for some of its fields."""
+    kept = [part for part in text.split("; ") if part.partition("=")[0] not in values]
+    return "; ".join([*(f"{name}={_text(value)}" for name, value in values.items()), *kept])
+
+
 def _typed(field: Field, text: str) -> Any:
     if isinstance(field.default, bool):
         return {"true": True, "false": False}.get(text)

@@ -303,7 +303,7 @@ def _delta_lokr(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         a, b, core = parts[f"lokr_w{i}_a"], parts[f"lokr_w{i}_b"], parts.get(f"lokr_t{i}")
         return a @ b if core is None else _tucker(core, a, b)
 
-    w1, w2 = factor(1), factor(2).contiguous()  # kron needs it
+    w1, w2 = factor(1).contiguous(), factor(2).contiguous()  # kron needs it
     w1 = w1.reshape(*w1.shape, *[1] * (w2.dim() - w1.dim()))
     return torch.kron(w1, w2)
 

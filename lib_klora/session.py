@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import traceback
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from .layer_names import is_attention
 from .lora_file import LoraFile, parse_lora
 from .pair import Pair, pair_files
 from .plan import Plan, make_plan
+from .score_cache import ScoreCache, file_sha256
 from .scores import Scores, compute_scores
 from .settings import Settings
 from .steps import finished_steps
@@ -30,6 +31,7 @@ from .tag import CONTENT, ROLES, STYLE, Tag, TagPair, pair_tags, parse_tags
 
 log = get_log()
 
+_TAGS_WIN = "The prompt's <klora:…> tags are used, not the LoRAs named beside them."
 _FUSIONS_KEPT = 4
 """Fusions only point at files that are kept anyway; a hires pass may alternate between two."""
 
@@ -48,6 +50,24 @@ class Pass:
     calls_expected: int
     sampler: str
     t0: float
+
+
+@dataclass(eq=False)
+class Report:
+    """What one generation did, or a preview would do: what the page shows.
+
+    Attributes:
+        names: of the content and the style LoRA.
+        pair: None if there is none, or it could not be made.
+        plans: one for each kind of sampling pass so far: the first, hires.
+        notes: sentences that were told; ``error`` is the one that means “without K-LoRA”.
+    """
+
+    names: tuple[str, str] = ("", "")
+    pair: Pair | None = None
+    plans: list[Plan] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    error: str = ""
 
 
 @dataclass(eq=False)
@@ -84,9 +104,13 @@ class Session:
         self._text_encoder: Any = object()  # unlike any value: what came before is not known
         self._model: Any = lambda: None
         self._generation: Any = lambda: None
+        self._reported: Any = lambda: None
+        self._report = Report()
         self._loras: dict[tuple, HostLora] = {}
         self._pairs: dict[tuple, tuple[Pair, Scores, list[str]]] = {}
         self._fusions: dict[tuple, Fusion] = {}
+        self._hashes: dict[tuple, str] = {}
+        self.score_cache = ScoreCache(host.cache_folder())
 
     # -- what the host calls ----------------------------------------------------------------------
 
@@ -101,6 +125,8 @@ class Session:
                 the error that reading them gave.
         """
         active = None
+        if self._reported() is not p:
+            self._reported, self._report = weakref.ref(p), Report()
         try:
             active = self._prepare(p, tags, settings)
         except KLoraError as error:
@@ -136,7 +162,10 @@ class Session:
         try:
             t0 = at.t0 if active.settings.progress == "continue" else 0.0
             step = finished_steps(at.call, at.steps, at.calls_expected, at.sampler)
-            self._host.select(active.fusion, active.plan_for(at.steps, t0).row(step))
+            plan = active.plan_for(at.steps, t0)
+            if not any(plan is known for known in self._report.plans):
+                self._report.plans.append(plan)
+            self._host.select(active.fusion, plan.row(step))
         except Exception as error:
             self.detach()
             self._tell_unexpected(active.processing(), error)
@@ -151,6 +180,45 @@ class Session:
         if (self._loras or self._fusions) and self._model() is not self._host.model():
             self._loras.clear()
             self._fusions.clear()
+
+    # -- what the page asks ------------------------------------------------------------------------
+
+    def report(self, p: Any) -> Report | None:
+        """What has been done for generation ``p``; None if another one came after it."""
+        return self._report if self._reported() is p else None
+
+    def preview(
+        self,
+        tags: Sequence[Sequence[str]],
+        settings: Settings,
+        steps: int,
+        t0: float = 0.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Report, Scores]:
+        """The choice that a generation of ``steps`` steps from progress ``t0`` would make; nothing
+        is applied. The caller sees to it that no generation runs meanwhile.
+
+        Raises KLoraError where the generation would be made without K-LoRA.
+        """
+        request = parse_tags(tags) or _named_pair(settings)
+        if request is None:
+            raise KLoraError(
+                "No LoRAs are given: choose a content and a style LoRA, or write two "
+                "<klora:NAME> tags."
+            )
+        report = Report(names=(request.content.name, request.style.name))
+        if tags and (settings.content or settings.style):
+            report.notes.append(_TAGS_WIN)
+        on_disk = {CONTENT: self._find(request.content), STYLE: self._find(request.style)}
+        self._host.prepare_model()
+        self.forget_other_models()
+        self._model = weakref.ref(self._host.model())
+        self._keep_only({entry.version for entry in on_disk.values()})
+        _, pair, scores, notes = self._load(on_disk, settings, progress)
+        report.pair = pair
+        report.notes += notes
+        report.plans.append(make_plan(pair, scores, settings, steps, t0))
+        return report, scores
 
     # -- request → pair → fusion ------------------------------------------------------------------
 
@@ -172,12 +240,14 @@ class Session:
                 )
             return None
         if tags and (settings.content or settings.style):
-            self._note(p, "The prompt's <klora:…> tags are used, not the LoRAs named beside them.")
+            self._note(p, _TAGS_WIN)
         on_disk = {CONTENT: self._find(request.content), STYLE: self._find(request.style)}
         self.forget_other_models()
         self._model = weakref.ref(self._host.model())
         self._evict(p, {entry.version for entry in on_disk.values()})
-        loras, pair, scores = self._load(p, on_disk, settings)
+        loras, pair, scores, notes = self._load(on_disk, settings)
+        for note in notes:
+            self._note(p, note)
         fusion = self._fuse(request, on_disk, loras, pair, settings)
         if not hires or infotext.KEY not in p.extra_generation_params:
             written = replace(settings, content="", style="") if tags else settings
@@ -194,6 +264,8 @@ class Session:
             weakref.ref(p),
         )
         active.plan_for(1, 0.0)  # here, where what is wrong with a pair becomes a sentence
+        self._report.names = request.content.name, request.style.name
+        self._report.pair = pair
         return active
 
     def _find(self, tag: Tag) -> OnDisk:
@@ -211,14 +283,21 @@ class Session:
             self._generation = weakref.ref(p)
             return
         self._generation = weakref.ref(p)
+        self._keep_only(wanted)
+
+    def _keep_only(self, wanted: set) -> None:
         for cache, versions in ((self._loras, 1), (self._pairs, 2), (self._fusions, 2)):
             for key in [key for key in cache if not wanted.issuperset(key[:versions])]:
                 del cache[key]
 
     def _load(
-        self, p: Any, on_disk: dict[str, OnDisk], settings: Settings
-    ) -> tuple[dict[str, HostLora], Pair, Scores]:
-        """Both files in the host's form, and their scores; from memory where possible."""
+        self,
+        on_disk: dict[str, OnDisk],
+        settings: Settings,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[dict[str, HostLora], Pair, Scores, list[str]]:
+        """Both files in the host's form, their scores, and what to tell; from memory where
+        possible."""
         versions = tuple(on_disk[role].version for role in ROLES)
         pair_key = (*versions, settings.layers, settings.top_k, settings.unpaired, self._model)
         loras, files, notes = {}, {}, []
@@ -241,14 +320,23 @@ class Session:
                 top_k=settings.top_k,
                 unpaired=settings.unpaired,
             )
-            scores = compute_scores(pair, self._host.device())
+            scores = compute_scores(
+                pair,
+                self._host.device(),
+                progress=progress or self._host.show_progress,
+                cache=self.score_cache,
+                sha256=tuple(self._sha256(on_disk[role]) for role in ROLES),
+            )
             for note in pair.notes:
                 log.info(note)
             self._pairs[pair_key] = (pair.without_tensors(), scores, notes)
-        pair, scores, notes = self._pairs[pair_key]
-        for note in notes:
-            self._note(p, note)
-        return loras, pair, scores
+        return loras, *self._pairs[pair_key]
+
+    def _sha256(self, on_disk: OnDisk) -> str:
+        """Of the whole file: the hosts' own hash leaves out its header, which names the layers."""
+        if on_disk.version not in self._hashes:
+            self._hashes[on_disk.version] = file_sha256(on_disk.path)
+        return self._hashes[on_disk.version]
 
     def _fitting(self, file: LoraFile, lora: HostLora, layers: str) -> tuple[LoraFile, list[str]]:
         """The file reduced to what the host can apply to the present model, and what to tell."""
@@ -315,6 +403,7 @@ class Session:
         if p is not None:
             p.extra_generation_params.pop(infotext.KEY, None)
             p.extra_generation_params[infotext.ERROR_KEY] = sentence
+        self._report.error = sentence
         self._note(p, sentence)
 
     def _note(self, p: Any, sentence: str) -> None:
@@ -324,6 +413,8 @@ class Session:
             log.info(sentence)
         if p is not None:
             p.comment(f"K-LoRA: {sentence}")
+        if sentence not in self._report.notes:
+            self._report.notes.append(sentence)
 
     def _tell_unexpected(self, p: Any, error: Exception) -> None:
         log.error(traceback.format_exc().rstrip())

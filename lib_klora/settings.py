@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from . import klora
@@ -37,6 +37,9 @@ class Field:
     slider: tuple[float, float, float] | None = None
     per_pair: bool = False
 
+
+NO_LORA = "None (use tags)"
+"""What a person picks instead of a LoRA; to ``Settings`` it is the empty name."""
 
 FIELDS = (
     Field(
@@ -150,6 +153,38 @@ FIELDS = (
         slider=(-2, 2, 0.05),
         per_pair=True,
     ),
+    Field(
+        "hires",
+        "Hires pass",
+        "as first pass: the scale, α and β above. own: those below.",
+        "as first pass",
+        choices=("as first pass", "own"),
+    ),
+    Field(
+        "hires_scale",
+        "Hires scale",
+        "As Scale, for the hires pass.",
+        "S",
+        choices=("S", "S*", "none"),
+    ),
+    Field(
+        "hires_alpha",
+        "Hires α: slope",
+        "As α, for the hires pass.",
+        klora.ALPHA,
+        low=0,
+        high=1e10,
+        slider=(0, 4, 0.05),
+    ),
+    Field(
+        "hires_beta",
+        "Hires β: start",
+        "As β, for the hires pass.",
+        None,
+        low=0,
+        high=1e10,
+        slider=(0, 4, 0.05),
+    ),
 )
 BY_NAME = {field.name: field for field in FIELDS}
 
@@ -173,6 +208,10 @@ class Settings:
     style: str = ""
     content_weight: float = 1.0
     style_weight: float = 1.0
+    hires: str = "as first pass"
+    hires_scale: str = "S"
+    hires_alpha: float = klora.ALPHA
+    hires_beta: float | None = None
 
     def __post_init__(self) -> None:
         for field in FIELDS:
@@ -181,13 +220,30 @@ class Settings:
             object.__setattr__(self, "beta", default_beta(self.scale))
         if self.scale == "S*" and self.alpha == 0:
             raise KLoraError("alpha is 0, but S* wraps around at alpha: set alpha above 0, or S.")
+        if self.hires == "as first pass":  # what is not used makes no difference
+            for name in ("hires_scale", "hires_alpha", "hires_beta"):
+                object.__setattr__(self, name, BY_NAME[name].default)
+        elif self.hires_beta is None:
+            object.__setattr__(self, "hires_beta", default_beta(self.hires_scale))
+        if self.hires_scale == "S*" and self.hires_alpha == 0:
+            raise KLoraError(
+                "hires_alpha is 0, but S* wraps around at alpha: set it above 0, or S."
+            )
+
+    def for_hires(self) -> Settings:
+        """These settings, as the hires pass uses them."""
+        if self.hires == "as first pass":
+            return self
+        own = {name: getattr(self, f"hires_{name}") for name in ("scale", "alpha", "beta")}
+        return replace(self, **own)
 
     def changed(self) -> dict[str, Any]:
         """The fields that differ from the paper's defaults, in the table's order."""
-        default = Settings(scale=self.scale)
+        default = Settings(scale=self.scale, hires=self.hires, hires_scale=self.hires_scale)
         values = {k: v for k, v in asdict(self).items() if v != getattr(default, k)}
-        if self.scale != "S":
-            values["scale"] = self.scale
+        for name in ("scale", "hires", "hires_scale"):
+            if getattr(self, name) != BY_NAME[name].default:
+                values[name] = getattr(self, name)
         return {field.name: values[field.name] for field in FIELDS if field.name in values}
 
 
@@ -239,7 +295,7 @@ def checked(field: Field, value: Any) -> Any:
             raise wrong("true or false")
         return value
     if isinstance(field.default, str):
-        if value is None:
+        if value is None or value == NO_LORA:
             return ""
         if not isinstance(value, str):
             raise wrong("the name of a LoRA")

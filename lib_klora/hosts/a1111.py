@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import network
@@ -27,7 +28,8 @@ from ..layer_names import common_name
 from ..lora_file import read_safetensors
 from ..pair import Pair
 from ..tag import ROLES, TagPair
-from .listing import find_on_disk
+from .environment import cache_folder, show_progress
+from .listing import find_by_hash, find_on_disk
 from .protocol import HostLora, OnDisk
 
 _UNET = "diffusion_model_"
@@ -67,6 +69,9 @@ class A1111:
     def find(self, name: str) -> OnDisk | None:
         return find_on_disk(networks, name)
 
+    def find_by_hash(self, short_hash: str) -> str | None:
+        return find_by_hash(networks, short_hash)
+
     def lora_names(self) -> list[str]:
         return sorted(networks.available_networks)
 
@@ -76,8 +81,17 @@ class A1111:
     def model(self) -> object:
         return shared.sd_model
 
+    def prepare_model(self) -> None:
+        """Nothing: asking for the model loads it."""
+
     def device(self) -> torch.device:
         return devices.device
+
+    def cache_folder(self) -> Path:
+        return cache_folder()
+
+    def show_progress(self, done: int, total: int) -> None:
+        show_progress(done, total)
 
     def read(self, on_disk: OnDisk) -> Mapping[str, torch.Tensor]:
         if on_disk.path.lower().endswith(".safetensors"):
@@ -86,7 +100,8 @@ class A1111:
             return sd_models.read_state_dict(on_disk.path)  # the host's restricted unpickler
         except Exception as error:
             raise KLoraError(
-                f"“{on_disk.name}” cannot be read ({error}): the file is damaged or not allowed."
+                f"“{on_disk.name}” is refused by the WebUI's safe loader ({error}): convert it to "
+                f".safetensors, or choose another file."
             ) from error
 
     def load(self, on_disk: OnDisk, tensors: Mapping[str, torch.Tensor]) -> HostLora:

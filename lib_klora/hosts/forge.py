@@ -17,6 +17,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import networks
@@ -32,7 +33,8 @@ from ..layer_names import common_name
 from ..lora_file import read_safetensors
 from ..pair import Pair
 from ..tag import ROLES, TagPair
-from .listing import find_on_disk
+from .environment import cache_folder, show_progress
+from .listing import find_by_hash, find_on_disk
 from .protocol import HostLora, OnDisk
 
 _UNET = "diffusion_model."
@@ -96,6 +98,9 @@ class Forge:
     def find(self, name: str) -> OnDisk | None:
         return find_on_disk(networks, name)
 
+    def find_by_hash(self, short_hash: str) -> str | None:
+        return find_by_hash(networks, short_hash)
+
     def lora_names(self) -> list[str]:
         return sorted(networks.available_networks)
 
@@ -105,8 +110,17 @@ class Forge:
     def model(self) -> object:
         return self._engine().forge_objects_original.unet.model
 
+    def prepare_model(self) -> None:
+        sd_models.forge_model_reload()
+
     def device(self) -> torch.device:
         return memory_management.get_torch_device()
+
+    def cache_folder(self) -> Path:
+        return cache_folder()
+
+    def show_progress(self, done: int, total: int) -> None:
+        show_progress(done, total)
 
     def read(self, on_disk: OnDisk) -> Mapping[str, torch.Tensor]:
         if not on_disk.path.lower().endswith(".safetensors"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,6 +61,9 @@ class Host(Protocol):
     def find(self, name: str) -> OnDisk | None:
         """Resolves a name as ``<lora:NAME>`` does; None if there is none of that name."""
 
+    def find_by_hash(self, short_hash: str) -> str | None:
+        """The name of the LoRA with this hash (as in ``OnDisk``); None if there is none."""
+
     def lora_names(self) -> list[str]:
         """The names of all LoRAs in the host's list."""
 
@@ -69,8 +73,17 @@ class Host(Protocol):
     def model(self) -> object:
         """The present model's identity: what ``load`` returns holds for that object only."""
 
+    def prepare_model(self) -> None:
+        """Loads the chosen checkpoint if the host waits with it until the first generation."""
+
     def device(self) -> torch.device:
         """Where the scores may be computed."""
+
+    def cache_folder(self) -> Path:
+        """Where the scores may be kept; need not exist."""
+
+    def show_progress(self, done: int, total: int) -> None:
+        """Shows how far the analysis is. Raises KLoraError if the person stops it."""
 
     def read(self, on_disk: OnDisk) -> Mapping[str, torch.Tensor]:
         """All tensors of a file, on the CPU; never unpickled by us. Raises KLoraError."""

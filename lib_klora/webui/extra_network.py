@@ -10,8 +10,10 @@ from ..errors import KLoraError
 from ..hosts import Host
 from ..session import Session
 from ..settings import Settings, from_args
-from .options import tag_defaults
+from .options import tag_defaults, tags_work_alone
+from .reading import Runs
 from .script import KLoraScript
+from .xyz import with_axes
 
 
 class KLoraNetwork(extra_networks.ExtraNetwork):
@@ -25,8 +27,9 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
 
     def __init__(self, host: Host) -> None:
         super().__init__("klora")
-        self._host = host
+        self.host = host
         self.session = Session(host)
+        self.runs = Runs()
 
     def activate(self, p: Any, params_list: list) -> None:
         self._follow_lora()
@@ -44,10 +47,10 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
         self.session.detach()
 
     def lora_names(self) -> list[str]:
-        return self._host.lora_names()
+        return self.host.lora_names()
 
     def refresh_loras(self) -> None:
-        self._host.refresh_loras()
+        self.host.refresh_loras()
 
     def unload(self) -> None:
         """Leaves the host as it was: the page reloads, and everything is made anew."""
@@ -74,6 +77,17 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
 
 
 def _settings_of(p: Any, has_tags: bool) -> Settings:
+    """The settings of a generation, for the pass that is being prepared."""
+    settings = with_axes(p, _accordion_of(p, has_tags))
+    if has_tags and not settings.enabled and not tags_work_alone():
+        raise KLoraError(
+            "The prompt has <klora:…> tags, but the K-LoRA accordion is off, and Settings → K-LoRA "
+            "says that tags need it: switch one of the two on."
+        )
+    return settings.for_hires() if getattr(p, "is_hr_pass", False) else settings
+
+
+def _accordion_of(p: Any, has_tags: bool) -> Settings:
     """The accordion's settings of a generation, or the defaults for tags where it is off or the
     generation has no scripts (a nested one may not).
 

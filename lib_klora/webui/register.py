@@ -7,8 +7,11 @@ from modules import extra_networks, processing, script_callbacks
 from ..errors import get_log
 from ..hosts import find_host
 from ..session import Pass
+from .api import add_api
 from .extra_network import KLoraNetwork
 from .options import add_options
+from .pasting import find_renamed
+from .xyz import add_axes
 
 
 def register() -> None:
@@ -22,6 +25,7 @@ def register() -> None:
     def before_ui() -> None:
         # Not at import: the host empties its registry after loading the scripts.
         extra_networks.register_extra_network(network)
+        add_axes(network.host)
 
     def before_model_call(params) -> None:
         network.session.before_model_call(_pass_of(params.denoiser))
@@ -33,6 +37,8 @@ def register() -> None:
     script_callbacks.on_ui_settings(add_options)
     script_callbacks.on_cfg_denoiser(before_model_call)
     script_callbacks.on_model_loaded(model_loaded)
+    script_callbacks.on_app_started(lambda _, app: add_api(network, app))
+    script_callbacks.on_infotext_pasted(lambda _, params: find_renamed(network, params))
     script_callbacks.on_script_unloaded(network.unload)
 
 

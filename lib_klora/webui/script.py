@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gradio as gr
-from modules import scripts
+from modules import scripts, shared
 from modules.ui_common import create_refresh_button
-from modules.ui_components import FormRow, InputAccordion
+from modules.ui_components import InputAccordion
 
 from .. import infotext
 from ..settings import BY_NAME, FIELDS, Field, default_beta
+from . import pasting, preview
+from .controls import LORAS, control, lora_choices, shown
+from .reading import HINT, keep_maps, notes_html
 
-_FIRST_ROW = ("alpha", "beta", "scale")
-_HIDDEN = ("method",)  # one choice only, so far
+_PAIR = (("content", "content_weight"), ("style", "style_weight"))
+_SCHEDULE = (("scale",), ("alpha", "beta"))
 
 
 class KLoraScript(scripts.Script):
@@ -21,39 +24,111 @@ class KLoraScript(scripts.Script):
     one object of named fields in their place.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._host_components: dict = {}
+        """Components of the host's own that the accordion reads, by elem_id."""
+
     def title(self) -> str:
         return "K-LoRA"
 
     def show(self, is_img2img: bool):
         return scripts.AlwaysVisible
 
+    # -- the page ----------------------------------------------------------------------------------
+
     def ui(self, is_img2img: bool) -> list:
-        components = {}
-        with InputAccordion(
-            False, label=BY_NAME["enabled"].label, elem_id=self.elem_id("enabled")
-        ) as components["enabled"]:
-            gr.HTML(
-                "<p>A subject LoRA and a style LoRA in one picture: write "
-                "<code>&lt;klora:subject&gt; &lt;klora:style&gt;</code> in the prompt.</p>"
-            )
-            with gr.Row():
-                for name in _FIRST_ROW:
-                    components[name] = self._component(BY_NAME[name])
+        components: dict = {}
+        label = BY_NAME["enabled"].label
+        with InputAccordion(False, label=label, elem_id=self.elem_id("enabled")) as enabled:
+            components["enabled"] = enabled
+            self._first_rows(components)
+            with gr.Row(elem_classes=["klora-buttons"]):
+                preview_button = gr.Button("Preview selection", elem_id=self.elem_id("preview"))
+                defaults_button = gr.Button("Paper defaults", elem_id=self.elem_id("defaults"))
+            report = gr.HTML(HINT, elem_id=self.elem_id("report"), elem_classes=["klora-report"])
             with gr.Accordion("Advanced", open=False, elem_id=self.elem_id("advanced")):
                 for field in FIELDS:
                     if field.name not in components:
-                        components[field.name] = self._component(field)
-        components["scale"].input(
-            fn=default_beta,
-            inputs=components["scale"],
-            outputs=components["beta"],
+                        components[field.name] = self._control(field)
+        self._follow_settings(components, defaults_button)
+        self._preview_button, self._report = preview_button, report
+        self._controls = [components[field.name] for field in FIELDS]
+        self.infotext_fields = [
+            (component, pasting.pasted(BY_NAME[name])) for name, component in components.items()
+        ]
+        self.infotext_fields.append((report, _pasted_notes))
+        self.paste_field_names = [infotext.KEY]
+        return self._controls
+
+    def after_component(self, component, **_) -> None:
+        """Waits for the components of the host's that the accordion works with. The last of them
+        is where the host tells the page what a generation made."""
+        tab = "img2img" if self.is_img2img else "txt2img"
+        if component.elem_id in preview.components_read(tab):
+            self._host_components[component.elem_id] = component
+        elif component.elem_id == f"generation_info_{tab}":
+            self._follow_generations(component)
+
+    def _first_rows(self, components: dict) -> None:
+        with gr.Row(elem_classes=["klora-pair"]):
+            for names in _PAIR:
+                with gr.Column(min_width=200, elem_classes=["klora-lora"]):
+                    for name in names:
+                        components[name] = self._control(BY_NAME[name])
+            network = _extra_network()
+            create_refresh_button(
+                [components[name] for name in LORAS],
+                network.refresh_loras if network is not None else lambda: None,
+                lambda: {"choices": lora_choices(_lora_names)},
+                self.elem_id("refresh"),
+            )
+        with gr.Row(elem_classes=["klora-schedule-row"]):
+            for names in _SCHEDULE:
+                with gr.Column(min_width=150):
+                    for name in names:
+                        components[name] = self._control(BY_NAME[name])
+            gr.HTML(
+                '<div class="klora-schedule" role="img" aria-label="S(t) over the steps"></div>',
+                elem_id=self.elem_id("schedule"),
+            )
+
+    def _control(self, field: Field, **more):
+        return control(field, self.elem_id(field.name), _lora_names, **more)
+
+    def _follow_settings(self, components: dict, defaults_button) -> None:
+        scale, alpha, beta = (components[name] for name in ("scale", "alpha", "beta"))
+        quiet = {"show_progress": "hidden"}
+        scale.input(fn=default_beta, inputs=scale, outputs=beta, **quiet)
+        draw = f'(a, b, s) => kloraSchedule("{self.elem_id("schedule")}", a, b, s)'
+        for component in (alpha, beta, scale):  # in the browser alone, so that it keeps up
+            component.change(fn=None, _js=draw, inputs=[alpha, beta, scale], outputs=[])
+        method = [field for field in FIELDS if not field.per_pair]
+        defaults_button.click(
+            fn=lambda: [shown(field) for field in method],
+            inputs=[],
+            outputs=[components[field.name] for field in method],
+            **quiet,
+        )
+
+    def _follow_generations(self, generation_info) -> None:
+        network, tab = _extra_network(), "img2img" if self.is_img2img else "txt2img"
+        if network is None:
+            return
+        generation_info.change(
+            fn=network.runs.html_of,
+            inputs=[generation_info],
+            outputs=[self._report],
             show_progress="hidden",
         )
-        self.infotext_fields = [
-            (component, _pasted(BY_NAME[name])) for name, component in components.items()
-        ]
-        self.paste_field_names = [infotext.KEY]
-        return [components[field.name] for field in FIELDS]
+        names = [name for name in preview.components_read(tab) if name in self._host_components]
+        self._preview_button.click(
+            fn=preview.previewer(network, names),
+            inputs=[*(self._host_components[name] for name in names), *self._controls],
+            outputs=[self._report],
+        )
+
+    # -- generations -------------------------------------------------------------------------------
 
     def before_process(self, p, *args) -> None:
         """What an earlier generation left is taken back first, also where the host does not
@@ -62,35 +137,13 @@ class KLoraScript(scripts.Script):
         if network is not None:
             network.detach()
 
-    def _component(self, field: Field):
-        common = {"label": field.label, "elem_id": self.elem_id(field.name)}
-        if field.name in ("content", "style"):
-            return self._lora_dropdown(field, common)
-        common["info"] = field.help
-        if field.name in _HIDDEN:
-            return gr.Radio(list(field.choices), value=field.default, visible=False, **common)
-        if field.choices:
-            return gr.Radio(list(field.choices), value=field.default, **common)
-        if isinstance(field.default, bool):
-            return gr.Checkbox(value=field.default, **common)
-        low, high, step = field.slider
-        value = default_beta("S") if field.default is None else field.default
-        return gr.Slider(low, high, value=value, step=step, **common)
-
-    def _lora_dropdown(self, field: Field, common: dict):
+    def postprocess(self, p, processed, *args) -> None:
+        """Keeps what was done, for the page to ask for."""
         network = _extra_network()
-        with FormRow():
-            names = network.lora_names if network is not None else list
-            dropdown = gr.Dropdown(
-                ["", *names()], value="", allow_custom_value=True, info=field.help, **common
-            )
-            create_refresh_button(
-                dropdown,
-                network.refresh_loras if network is not None else lambda: None,
-                lambda: {"choices": ["", *names()]},
-                self.elem_id(f"{field.name}_refresh"),
-            )
-        return dropdown
+        report = network.session.report(p) if network is not None else None
+        if report is not None and (report.pair is not None or report.error):
+            network.runs.add(shared.state.job_timestamp, report)
+            keep_maps(processed, report)
 
 
 def _extra_network():
@@ -100,17 +153,13 @@ def _extra_network():
     return extra_networks.extra_network_registry.get("klora")
 
 
-def _pasted(field: Field):
-    """What a pasted infotext puts into a component; None leaves it alone."""
+def _lora_names() -> list[str]:
+    network = _extra_network()
+    return [] if network is None else network.lora_names()
 
-    def value(params: dict):
-        if field.name == "enabled":
-            return infotext.KEY in params
-        if infotext.KEY not in params:
-            return None
-        values = infotext.read(params[infotext.KEY])
-        if field.name == "beta":
-            return values.get("beta", default_beta(values.get("scale", "S")))
-        return values.get(field.name, field.default)
 
-    return value
+def _pasted_notes(params: dict) -> str | None:
+    """What the page says about a paste; None leaves what it said before."""
+    if infotext.KEY not in params:
+        return None
+    return notes_html(params.get(pasting.NOTES, []))

@@ -70,8 +70,20 @@ class FakeHost:
     def model(self) -> Model:
         return self.present
 
+    def find_by_hash(self, short_hash):
+        """Not asked for by the session."""
+
+    def prepare_model(self):
+        """Always there."""
+
     def device(self) -> torch.device:
         return torch.device("cpu")
+
+    def cache_folder(self) -> Path:
+        return self.folder / "cache"
+
+    def show_progress(self, done: int, total: int) -> None:
+        self._record("show_progress", done, total)
 
     def read(self, on_disk: OnDisk) -> dict[str, torch.Tensor]:
         self._record("read", on_disk.name)

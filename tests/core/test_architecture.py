@@ -17,7 +17,7 @@ HOST_LORA_CODE = {
     "network", "networks", "network_lora", "extra_networks_lora", "lora", "lora_patches",
     "backend", "ldm_patched", "packages_3rdparty", "modules_forge",
 }  # fmt: skip
-THIRD_PARTY = {"torch", "safetensors", "numpy", "gradio"}
+THIRD_PARTY = {"torch", "safetensors", "numpy", "gradio", "fastapi", "pydantic", "PIL"}
 
 
 def imports(path: Path) -> set[str]:

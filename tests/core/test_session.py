@@ -649,3 +649,37 @@ def test_huge_beta_is_the_style_lora_all_along(session, host):
     generate(session, settings=Settings(enabled=False, alpha=0, beta=1e10))
     assert set(host.applied.values()) == {"style"}
     assert not np.any(selected(host))
+
+
+class TestScoresOnDisk:
+    def test_a_new_process_reads_the_scores_instead_of_computing_them(self, host):
+        first = generate(Session(host))
+        shown = host.count("show_progress")
+        assert shown > 0
+        second = generate(Session(host))
+        assert host.count("show_progress") == shown, "compared again"
+        assert first.extra_generation_params == second.extra_generation_params
+
+    def test_a_changed_file_is_compared_again(self, host, folder):
+        generate(Session(host))
+        shown = host.count("show_progress")
+        save_file(linears(PREFIXES, rank=2, seed=9), folder / "ink.safetensors")
+        generate(Session(host))
+        assert host.count("show_progress") > shown
+
+    def test_an_interrupted_comparison_is_told_and_goes_on_where_it_stopped(
+        self, session, host, monkeypatch
+    ):
+        def stop(done, total):
+            if done == 3:
+                raise KLoraError("interrupted")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(host, "show_progress", stop)
+            p = generate(session)
+        assert p.extra_generation_params["K-LoRA error"] == "interrupted"
+        assert host.attached is None
+        again = generate(session)
+        assert "K-LoRA error" not in again.extra_generation_params
+        totals = {entry[2] for entry in host.asked if entry[0] == "show_progress"}
+        assert totals == {2 * len(PREFIXES) - 3}, "three layers were kept"

@@ -9,10 +9,10 @@ from lib_klora.errors import KLoraError
 from lib_klora.settings import BY_NAME, FIELDS, Settings, default_beta, from_args, from_fields
 
 NUMBERS = [
-    "alpha", "beta", "top_k", "content_weight", "style_weight",
+    "alpha", "beta", "top_k", "content_weight", "style_weight", "hires_alpha", "hires_beta",
 ]  # fmt: skip
 SWITCHES = ["enabled", "text_encoder"]
-CHOICES = ["scale", "method", "layers", "gamma", "unpaired", "progress"]
+CHOICES = ["scale", "method", "layers", "gamma", "unpaired", "progress", "hires"]
 NAMES = ["content", "style"]
 
 
@@ -22,7 +22,7 @@ class TestTable:
         assert record == [field.name for field in FIELDS] == list(BY_NAME)
 
     def test_this_file_knows_every_field(self):
-        assert sorted(NUMBERS + SWITCHES + CHOICES + NAMES) == sorted(BY_NAME)
+        assert sorted([*NUMBERS, *SWITCHES, *CHOICES, *NAMES, "hires_scale"]) == sorted(BY_NAME)
 
     def test_defaults_of_record_and_table_agree(self):
         for field in dataclasses.fields(Settings):
@@ -62,6 +62,10 @@ class TestDefaults:
             "style": "",
             "content_weight": 1,
             "style_weight": 1,
+            "hires": "as first pass",
+            "hires_scale": "S",
+            "hires_alpha": 1.5,
+            "hires_beta": None,
         }
 
     @pytest.mark.parametrize(("scale", "beta"), [("S", 0.5), ("S*", 1.3), ("none", 0.5)])
@@ -201,6 +205,31 @@ class TestUnknown:
             Settings().alpha = -1
 
 
+class TestHires:
+    def test_as_the_first_pass(self):
+        settings = Settings(alpha=2, scale="S*")
+        assert settings.for_hires() is settings
+
+    def test_what_is_not_used_makes_no_difference(self):
+        assert Settings(hires_alpha=3, hires_scale="none", hires_beta=2) == Settings()
+
+    def test_its_own(self):
+        settings = Settings(alpha=2, beta=0.1, hires="own", hires_scale="S*", hires_alpha=1)
+        hires = settings.for_hires()
+        assert (hires.scale, hires.alpha, hires.beta) == ("S*", 1, 1.3)
+        assert settings.changed() == {
+            "alpha": 2, "beta": 0.1, "hires": "own", "hires_scale": "S*", "hires_alpha": 1,
+        }  # fmt: skip
+
+    def test_wrapping_at_zero_is_refused(self):
+        with pytest.raises(KLoraError, match="hires_alpha is 0"):
+            Settings(hires="own", hires_scale="S*", hires_alpha=0)
+
+    @pytest.mark.parametrize("scale", BY_NAME["hires_scale"].choices)
+    def test_every_scale(self, scale):
+        assert Settings(hires="own", hires_scale=scale).for_hires().scale == scale
+
+
 class TestArgs:
     DEFAULTS = Settings(enabled=False, alpha=3)
 
@@ -213,7 +242,7 @@ class TestArgs:
     def test_positional_values_are_in_the_tables_order(self):
         args = [
             True, 2, 0.25, "S*", "K-LoRA", "all", "authors", 0.5, "drop", False, "restart", "cat",
-            "ink", 0.8, 0.7,
+            "ink", 0.8, 0.7, "own", "none", 1.1, 0.9,
         ]  # fmt: skip
         settings = from_args(args, self.DEFAULTS)
         assert dict(zip(BY_NAME, args, strict=True)) == dataclasses.asdict(settings)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import make_loras
 import pytest
+from browser import Page, chromium
 from webui import HERE, HOSTS, REPOSITORY, WebUI, commit, find, locate
 
 BUILD = Path(os.environ.get("KLORA_LIVE") or REPOSITORY / "build" / "live")
@@ -146,6 +147,21 @@ def webui(server, request):
         server.load("tiny_sd15")
     yield server
     print(server.log_since(mark)[-8000:])
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A chromium for all tests of the page."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(webui, browser):
+    """A new tab of the browser on the server's page."""
+    page = Page(browser, webui)
+    yield page
+    page.close()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import torch
 from kloras import (
     always,
     assert_weights,
@@ -15,6 +16,7 @@ from kloras import (
     weights_under,
 )
 from make_loras import compose, layers_of
+from safetensors.torch import load_file
 
 STEPS = 8
 
@@ -197,3 +199,38 @@ def test_flux_files_that_split_what_the_model_fuses(webui, host, content, style)
         webui.next(swap={str(i): reading.step(i, STEPS) for i in range(STEPS)})
         swapped = webui.txt2img(steps=STEPS)
         assert webui.txt2img(prompt=tags(content, style), steps=STEPS).sha == swapped.sha
+
+
+@pytest.mark.parametrize("role", ["content", "style"])
+def test_the_hosts_functional_mode(webui, host, role):
+    """AUTOMATIC1111's option that adds LoRAs in each layer's forward instead of to its weight."""
+    if host != "a1111":
+        pytest.skip("Forge shows the option but has no such mode")
+    functional = {"lora_functional": True}
+    pair = "sd15_content", "sd15_style"
+    merged = webui.txt2img(prompt=tags(*pair), steps=STEPS)
+    fields = dict(steps=STEPS, override_settings=functional)
+    wanted = webui.txt2img(prompt=f"a cat <lora:{pair[role == 'style']}:1>", **fields)
+    result = webui.txt2img(prompt=tags(*pair), alwayson_scripts=always(role), **fields)
+    assert result.sha == wanted.sha
+    plan = webui.txt2img(prompt=tags(*pair), **fields)
+    assert plan.sha not in (wanted.sha, result.sha)
+    assert webui.txt2img(prompt=tags(*pair), steps=STEPS).sha == merged.sha
+
+
+def test_a_pt_file_is_read_through_the_hosts_safe_loader(webui, host):
+    name = "sd15_content_pt"
+    path = webui.loras / f"{name}.pt"
+    tensors = load_file(webui.loras / "sd15_content.safetensors")
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)  # newer ones it does not know
+    webui.refresh_loras()
+    try:
+        result = webui.txt2img(prompt=tags(name, "sd15_style"))
+        if host == "a1111":
+            assert result.sha == webui.txt2img(prompt=tags("sd15_content", "sd15_style")).sha
+        else:  # its loader would rename a file that fails, so it is not asked
+            assert "not a .safetensors file" in result.infotexts[0]
+            assert result.sha == webui.txt2img().sha
+    finally:
+        path.unlink()
+        webui.refresh_loras()

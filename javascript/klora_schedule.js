@@ -1,0 +1,55 @@
+// The small picture of S(t) in the accordion, drawn in the browser so that it keeps up with the
+// sliders. Where S is below 1 the subject is favoured, above it the style.
+
+(function() {
+    const WIDTH = 240, HEIGHT = 96, LEFT = 24, BOTTOM = 16, POINTS = 120;
+
+    function scaleAt(t, alpha, beta, scale) {
+        if (scale === 'none') return 1;
+        const s = alpha * t + beta;
+        return scale === 'S*' && alpha > 0 ? s % alpha : s;
+    }
+
+    function svg(alpha, beta, scale) {
+        const values = [];
+        for (let i = 0; i <= POINTS; i++) values.push(scaleAt(i / POINTS, alpha, beta, scale));
+        const top = Math.max(2, ...values) * 1.05;
+        const x = (i) => LEFT + (WIDTH - LEFT - 4) * i / POINTS;
+        const y = (s) => 4 + (HEIGHT - BOTTOM - 4) * (1 - s / top);
+        let path = '';
+        values.forEach((s, i) => {
+            // S* jumps where it wraps: the line is broken there.
+            const jump = i === 0 || s < values[i - 1] - alpha / 2;
+            path += `${jump ? 'M' : 'L'}${x(i).toFixed(1)} ${y(s).toFixed(1)}`;
+        });
+        const one = y(1).toFixed(1), right = x(POINTS), low = y(0);
+        return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}">` +
+            `<rect class="klora-above" x="${LEFT}" y="4" width="${right - LEFT}" height="${one - 4}"/>` +
+            `<rect class="klora-below" x="${LEFT}" y="${one}" width="${right - LEFT}" height="${low - one}"/>` +
+            `<text x="${LEFT + 4}" y="14">style</text>` +
+            `<text x="${right - 4}" y="${low - 4}" text-anchor="end">subject</text>` +
+            `<text x="${LEFT - 4}" y="${+one + 3}" text-anchor="end">1</text>` +
+            `<text x="${LEFT}" y="${HEIGHT - 3}">t = 0</text>` +
+            `<text x="${right}" y="${HEIGHT - 3}" text-anchor="end">1</text>` +
+            `<path d="${path}"/></svg>`;
+    }
+
+    // Called by the page's own components whenever one of the three changes, by mouse or by paste.
+    window.kloraSchedule = function(id, alpha, beta, scale) {
+        const place = gradioApp().querySelector(`#${id} .klora-schedule`);
+        if (!place || !isFinite(alpha) || !isFinite(beta)) return;
+        place.innerHTML = svg(Number(alpha), Number(beta), scale);
+    };
+
+    onUiLoaded(() => {
+        for (const tab of ['txt2img', 'img2img']) {
+            const part = (name) => gradioApp().querySelector(`#script_${tab}_klora_${name}`);
+            if (!part('schedule')) continue;
+            const number = (name) => Number(part(name).querySelector('input').value);
+            const chosen = part('scale').querySelector('input:checked');
+            window.kloraSchedule(
+                `script_${tab}_klora_schedule`, number('alpha'), number('beta'),
+                chosen ? chosen.value : 'S');
+        }
+    });
+})();

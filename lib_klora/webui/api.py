@@ -1,0 +1,144 @@
+"""``GET /klora/loras`` and ``POST /klora/plan``, beside the host's API and under its log-ins."""
+
+from __future__ import annotations
+
+import math
+from secrets import compare_digest
+from typing import Any
+
+import torch
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+from modules import shared
+from modules.call_queue import queue_lock
+from pydantic import BaseModel, Field
+
+from ..errors import KLoraError
+from ..plot import content_share, describe
+from ..settings import from_fields
+
+
+class PlanRequest(BaseModel):
+    """A pair, the settings, and the sampling pass to plan for."""
+
+    content: str = Field(description="the content LoRA, by a name from /klora/loras")
+    style: str = Field(description="the style LoRA, by a name from /klora/loras")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="fields as in alwayson_scripts; what is left out: default"
+    )
+    steps: int = Field(20, ge=1, le=1000, description="steps of the pass")
+    t0: float = Field(0.0, ge=0, le=1, description="progress at which the pass starts")
+
+
+class LayerPlan(BaseModel):
+    """One layer of the pair."""
+
+    name: str
+    ratio: float | None = Field(description="S_c / (γ·S_s); content while S(t) is at most this")
+    content: list[bool] = Field(description="for each step: content (else style) is applied")
+
+
+class PlanAnswer(BaseModel):
+    """Which LoRA each layer gets in each step."""
+
+    gamma: float
+    t: list[float] = Field(description="progress of each step")
+    content_share: list[float] = Field(description="part of the layers with content, each step")
+    layers: list[LayerPlan]
+    unpaired: dict[str, str] = Field(description="layer → the one role that has it")
+    summary: str
+    warnings: list[str]
+
+
+class LoraName(BaseModel):
+    """A LoRA of the host's list."""
+
+    name: str
+
+
+def add_api(network: Any, app: FastAPI) -> None:
+    """Adds the routes if the host's API is on."""
+    if not (shared.cmd_opts.api or shared.cmd_opts.nowebui):
+        return
+    guard = [Depends(_guard(app))]
+
+    @app.get(
+        "/klora/loras", dependencies=guard, response_model=list[LoraName], tags=["K-LoRA"],
+        summary="The LoRAs that K-LoRA can use",
+    )  # fmt: skip
+    def loras():
+        return [{"name": name} for name in network.lora_names()]
+
+    @app.post(
+        "/klora/plan", dependencies=guard, response_model=PlanAnswer, tags=["K-LoRA"],
+        summary="Which LoRA each layer would get in each step, without a generation",
+    )  # fmt: skip
+    def plan(request: PlanRequest):
+        try:
+            return _plan(network, request)
+        except KLoraError as error:
+            raise HTTPException(status_code=422, detail=str(error)) from error
+
+
+def _plan(network: Any, request: PlanRequest) -> dict[str, Any]:
+    named = {"content": request.content, "style": request.style}
+    settings = from_fields({**request.settings, **named})
+    with queue_lock, torch.no_grad():
+        report, scores = network.session.preview([], settings, request.steps, request.t0)
+    plan = report.plans[0]
+    below = plan.gamma * scores.s_style
+    ratios = [c / s if s > 0 else math.inf for c, s in zip(scores.s_content, below, strict=True)]
+    return {
+        "gamma": plan.gamma,
+        "t": plan.t[:-1].tolist(),
+        "content_share": content_share(plan).tolist(),
+        "layers": [
+            {
+                "name": name,
+                "ratio": float(ratio) if math.isfinite(ratio) else None,
+                "content": plan.content[:-1, i].tolist(),
+            }
+            for i, (name, ratio) in enumerate(zip(plan.layers, ratios, strict=True))
+        ],
+        "unpaired": dict(report.pair.unpaired),
+        "summary": describe(plan, report.pair),
+        "warnings": [*report.notes, *report.pair.notes],
+    }
+
+
+def _guard(app: FastAPI):
+    """A dependency that lets through whoever the host's API or its page would: with ``--api-auth``
+    its user and password, with ``--gradio-auth`` the cookie of a log-in. Either will do."""
+    users = dict(pair.split(":", 1) for pair in (shared.cmd_opts.api_auth or "").split(",") if pair)
+    basic = HTTPBasic(auto_error=False)
+
+    def check(
+        request: Request,
+        credentials: HTTPBasicCredentials | None = Depends(basic),  # noqa: B008
+    ) -> None:
+        needs_login = getattr(app, "auth", None) is not None
+        if not users and not needs_login:
+            return
+        if credentials is not None:
+            password = users.get(credentials.username, "")
+            given = credentials.password.encode()
+            if password and compare_digest(given, password.encode()):
+                return
+        if needs_login and _logged_in(app, request):
+            return
+        headers = {"WWW-Authenticate": "Basic"} if users else None
+        raise HTTPException(status_code=401, detail="Not authenticated", headers=headers)
+
+    # The annotations are strings here, and FastAPI could not find the names in this function.
+    check.__annotations__.update(
+        request=Request, credentials=HTTPBasicCredentials | None, **{"return": None}
+    )
+    return check
+
+
+def _logged_in(app: FastAPI, request: Request) -> bool:
+    tokens = getattr(app, "tokens", {})
+    return any(
+        name.startswith("access-token") and value in tokens
+        for name, value in request.cookies.items()
+    )

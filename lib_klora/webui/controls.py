@@ -1,0 +1,39 @@
+"""One component for each setting, made from the table of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gradio as gr
+
+from ..settings import NO_LORA, Field, default_beta
+
+LORAS = ("content", "style")
+
+
+def lora_choices(names: Callable[[], list[str]]) -> list[str]:
+    """What the dropdown of a LoRA offers."""
+    return [NO_LORA, *names()]
+
+
+def shown(field: Field):
+    """The value that a component of this field has at first: the paper's default."""
+    if field.name in LORAS:
+        return NO_LORA
+    return default_beta("S") if field.default is None else field.default
+
+
+def control(field: Field, elem_id: str, names: Callable[[], list[str]], **more):
+    """The component of one field; ``more`` goes to gradio."""
+    common = {"label": field.label, "elem_id": elem_id, "info": field.help, **more}
+    value = shown(field)
+    if field.name in LORAS:
+        return gr.Dropdown(lora_choices(names), value=value, allow_custom_value=True, **common)
+    if field.choices:
+        # A choice of one is kept for its place in the API, but there is nothing to choose.
+        common.setdefault("visible", len(field.choices) > 1)
+        return gr.Radio(list(field.choices), value=value, **common)
+    if isinstance(value, bool):
+        return gr.Checkbox(value=value, **common)
+    low, high, step = field.slider
+    return gr.Slider(low, high, value=value, step=step, **common)

@@ -1,0 +1,97 @@
+"""A pasted infotext → the accordion; LoRA files that were renamed are found again by their hash."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from .. import infotext
+from ..errors import KLoraError, get_log
+from ..settings import NO_LORA, Field, default_beta
+from ..tag import CONTENT, ROLES, STYLE, pair_tags, parse_tag
+from .controls import LORAS, shown
+
+NOTES = "K-LoRA notes"
+"""Where the warnings of a paste travel to the page, within the host's own dictionary."""
+_TAG = re.compile(r"<klora:([^>]+)>")
+
+
+def pasted(field: Field) -> Callable[[dict], Any]:
+    """What an infotext puts into a component; None leaves it alone."""
+
+    def value(params: dict):
+        if field.name == "enabled":
+            return infotext.KEY in params
+        if infotext.KEY not in params:
+            return None
+        values = infotext.read(params[infotext.KEY])
+        if field.name in ("beta", "hires_beta"):
+            scale = values.get(field.name.replace("beta", "scale"), "S")
+            return values.get(field.name, default_beta(scale))
+        return values.get(field.name, shown(field))
+
+    return value
+
+
+def find_renamed(network: Any, params: dict) -> None:
+    """Puts the present names of files that were renamed into the parameters, and says so.
+
+    Called by the host for every infotext that is pasted, before it fills the page.
+    """
+    text = params.get(infotext.KEY)
+    if not text:
+        return
+    hashes = infotext.hashes(text)
+    values = infotext.read(text)
+    notes: list[str] = []
+    prompt = params.get("Prompt", "")
+    if hashes is None:
+        return
+    if any(name in values for name in LORAS):
+        for role, short_hash in zip(ROLES, hashes, strict=True):
+            name = _present_name(network, values.get(role, ""), short_hash, notes)
+            values[role] = name or NO_LORA
+        params[infotext.KEY] = infotext.with_fields(text, {role: values[role] for role in ROLES})
+    else:
+        params["Prompt"] = _tags_renamed(
+            network, prompt, dict(zip(ROLES, hashes, strict=True)), notes
+        )
+    if notes:
+        params[NOTES] = notes
+        for note in notes:
+            get_log().warning(note)
+
+
+def _tags_renamed(network: Any, prompt: str, hashes: dict[str, str], notes: list[str]) -> str:
+    tags = [match[1].split(":") for match in _TAG.finditer(prompt)]
+    try:
+        if len(tags) != len(ROLES):
+            return prompt
+        pair = pair_tags(*(parse_tag(items) for items in tags))
+    except KLoraError:
+        return prompt  # the generation says what is wrong with it
+    in_order = (STYLE, CONTENT) if pair.style_first else (CONTENT, STYLE)
+    roles = iter(in_order)
+
+    def renamed(match: re.Match) -> str:
+        name, colon, rest = match[1].partition(":")
+        return f"<klora:{_present_name(network, name, hashes[next(roles)], notes)}{colon}{rest}>"
+
+    return _TAG.sub(renamed, prompt)
+
+
+def _present_name(network: Any, name: str, short_hash: str, notes: list[str]) -> str:
+    """The name under which the file with this hash is in the host's list; ``name`` if it is."""
+    entry = network.host.find(name) if name else None
+    if entry is not None and (not short_hash or entry.short_hash == short_hash):
+        return name
+    found = network.host.find_by_hash(short_hash)
+    if found:
+        notes.append(f"The LoRA “{name}” of this picture is now called “{found}”.")
+        return found
+    if entry is None:
+        notes.append(f"The LoRA “{name}” of this picture ({short_hash}) is not here.")
+    else:
+        notes.append(f"“{name}” is not the file that this picture was made with ({short_hash}).")
+    return name

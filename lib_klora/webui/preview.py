@@ -1,0 +1,74 @@
+"""“Preview selection”: the map of a pair without a generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+import torch
+from modules import extra_networks, shared
+from modules.call_queue import queue_lock
+
+from ..errors import KLoraError, get_log
+from ..settings import BY_NAME, from_fields
+from .reading import error_html, to_html
+
+
+def components_read(tab: str) -> tuple[str, ...]:
+    """The elem_ids of the host's components that say what a generation would be."""
+    return (f"{tab}_prompt", f"{tab}_styles", f"{tab}_steps", f"{tab}_denoising_strength")
+
+
+def previewer(network: Any, names: Sequence[str]) -> Callable:
+    """The click handler: the values of the host's components ``names``, then those of the
+    accordion → the text for the page."""
+
+    # In this order because gradio puts its progress where the argument stands.
+    def preview(progress=gr.Progress(), *values) -> str:  # noqa: B008
+        of_host = dict(zip([n.partition("_")[2] for n in names], values, strict=False))
+        of_accordion = dict(zip(BY_NAME, values[len(names) :], strict=True))
+
+        def tell(done: int, total: int) -> None:
+            progress((done, total), desc="Analysing", unit="layers")
+
+        try:
+            settings = from_fields({**of_accordion, "enabled": True})
+            is_img2img = names[0].startswith("img2img")
+            steps, t0 = _steps(of_host, is_img2img)
+            with queue_lock, torch.no_grad():
+                report, _ = network.session.preview(
+                    _tags(of_host),
+                    settings,
+                    steps,
+                    t0 if settings.progress == "continue" else 0.0,
+                    tell,
+                )
+        except KLoraError as error:
+            return error_html(str(error))
+        except Exception as error:
+            get_log().exception("The preview failed.")
+            return error_html(f"The preview failed ({type(error).__name__}: {error}).")
+        return to_html(report)
+
+    return preview
+
+
+def _tags(of_host: dict) -> list[list[str]]:
+    """The items of our tags in the prompt, with the chosen styles as the host would add them."""
+    prompt = shared.prompt_styles.apply_styles_to_prompt(
+        of_host.get("prompt") or "", of_host.get("styles") or []
+    )
+    found = extra_networks.parse_prompt(prompt)[1]
+    return [params.items for params in found.get("klora", [])]
+
+
+def _steps(of_host: dict, is_img2img: bool) -> tuple[int, float]:
+    """Steps and first progress of the pass that these controls ask for."""
+    steps = max(1, int(of_host.get("steps") or 20))
+    strength = of_host.get("denoising_strength")
+    if not is_img2img or strength is None:
+        return steps, 0.0
+    if not shared.opts.img2img_fix_steps:
+        steps = int(min(strength, 0.999) * steps) + 1
+    return steps, 1.0 - min(max(strength, 0.0), 1.0)

@@ -1,0 +1,83 @@
+"""The settings as axes of the host's X/Y/Z plot (scripts/xyz_grid.py of both)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from modules import scripts
+
+from ..errors import KLoraError
+from ..settings import BY_NAME, Field, Settings, checked, default_beta
+from .controls import LORAS
+
+AXES = (
+    "method", "scale", "alpha", "beta", "top_k", "gamma", "layers", "content_weight",
+    "style_weight", "content", "style",
+)  # fmt: skip
+_OF_PAIR = ("content", "style", "content_weight", "style_weight")
+_ATTRIBUTE = "klora_axes"
+
+
+def add_axes(host: Any) -> None:
+    """Adds the axes to the plot's list. Without that script there is nothing to add to."""
+    for data in scripts.scripts_data:
+        if Path(data.path).name == "xyz_grid.py":
+            for name in AXES:
+                data.module.axis_options.append(_axis(data.module, BY_NAME[name], host))
+            return
+
+
+def with_axes(p: Any, settings: Settings) -> Settings:
+    """The settings of one cell of a plot; as they are outside of one."""
+    values = getattr(p, _ATTRIBUTE, None)
+    if not values:
+        return settings
+    values = dict(values)
+    if "scale" in values and "beta" not in values and settings.beta == default_beta(settings.scale):
+        values["beta"] = default_beta(values["scale"])  # each scale with its own start
+    return replace(settings, **values)
+
+
+def _axis(xyz: Any, field: Field, host: Any) -> Any:
+    def apply(p: Any, value: Any, _) -> None:
+        setattr(p, _ATTRIBUTE, {**getattr(p, _ATTRIBUTE, {}), field.name: value})
+
+    def confirm(p: Any, values: list) -> None:
+        """Raises before the first image; the host shows the sentence."""
+        try:
+            for value in values:
+                checked(field, value)
+            _check_pair(p, field, values, host)
+        except KLoraError as error:
+            raise RuntimeError(f"K-LoRA: {error}") from error
+
+    choices = None
+    if field.name in LORAS:
+        choices = host.lora_names
+    elif field.choices:
+        choices = lambda: list(field.choices)  # noqa: E731
+    is_word = field.choices or field.name in LORAS
+    return xyz.AxisOption(
+        f"[K-LoRA] {field.label}",
+        str if is_word else float,
+        apply,
+        format_value=xyz.format_value_add_label,
+        confirm=confirm,
+        cost=0.5 if field.name in LORAS else 0.0,
+        choices=choices,
+    )
+
+
+def _check_pair(p: Any, field: Field, values: list, host: Any) -> None:
+    if field.name not in _OF_PAIR:
+        return
+    if "<klora:" in str(p.prompt):
+        raise KLoraError(
+            f"the axis {field.label} has no effect beside <klora:…> tags: take them out of the "
+            f"prompt, or plot with Prompt S/R."
+        )
+    for value in values:
+        if field.name in LORAS and host.find(value) is None:
+            raise KLoraError(f"there is no LoRA “{value}”: check the spelling.")

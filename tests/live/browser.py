@@ -1,0 +1,175 @@
+"""A real browser on the real page: chromium through Playwright, or a skip with a plain reason."""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = Path(os.environ.get("KLORA_CHROMIUM") or "/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox",  # containers have no user namespaces
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+]
+SECONDS = 60_000  # one minute, in Playwright's milliseconds
+
+
+@contextmanager
+def chromium():
+    """A browser; skips the test if this machine has none."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no Playwright: make .venv/ready"
+    )
+    if not CHROMIUM.is_file():
+        pytest.skip(f"no chromium at {CHROMIUM}: install it, or set KLORA_CHROMIUM")
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Page:
+    """The WebUI's page in one tab of the browser.
+
+    tab: txt2img or img2img; what the methods work on.
+    errors: what the page has written to the console as an error.
+    """
+
+    def __init__(self, browser, webui, *, theme="light", width=1500):
+        self.webui, self.tab, self.errors = webui, "txt2img", []
+        self.page = browser.new_page(viewport={"width": width, "height": 1500})
+        self.page.set_default_timeout(15_000)
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(f"{webui.url}/?__theme={theme}")
+        self.page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
+        self.page.wait_for_function(
+            "typeof opts !== 'undefined' && 'keyedit_precision_extra' in opts"
+        )
+        self.seed = 100
+        self.number("steps", 4)
+        self.number("width", 64)
+        self.number("height", 64)
+
+    def _console(self, message):
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    # the host's part
+
+    def host(self, name):
+        """One of the host's components of this tab."""
+        return self.page.locator(f"#{self.tab}_{name}").first
+
+    def number(self, name, value):
+        """Writes into one of the host's number fields."""
+        field = self.host(name).locator("input").first
+        field.fill(str(value))
+        field.blur()
+
+    @property
+    def prompt(self):
+        """The prompt's text field."""
+        return self.host("prompt").locator("textarea")
+
+    def generate(self, prompt=None):
+        """Makes an image; the infotext that the page shows under it."""
+        if prompt is not None:
+            self.prompt.fill(prompt)
+        self.seed += 1
+        self.number("seed", self.seed)
+        self.page.wait_for_timeout(200)
+        self.host("generate").click()
+        info = self.page.locator(f"#html_info_{self.tab}").first
+        self.page.wait_for_function(
+            "([id, text]) => document.querySelector(id).innerText.includes(text)",
+            arg=[f"#html_info_{self.tab}", f"Seed: {self.seed},"],
+            timeout=SECONDS,
+        )
+        return info.inner_text()
+
+    def paste(self, infotext):
+        """Pastes an infotext as a person does: into the prompt, then the arrow button."""
+        self.prompt.fill(infotext)
+        self.page.locator(f"#{self.tab}_tools #paste").click()
+        self.page.wait_for_function(
+            "([id, text]) => document.querySelector(id).value !== text",
+            arg=[f"#{self.tab}_prompt textarea", infotext],
+        )
+        self.page.wait_for_timeout(800)
+
+    # ours
+
+    def part(self, name):
+        """One of our components of this tab."""
+        return self.page.locator(f"#script_{self.tab}_klora_{name}").first
+
+    @property
+    def report(self):
+        """Where the page says what was done."""
+        return self.part("report")
+
+    @property
+    def is_on(self):
+        """Whether the accordion is open, which is what switches K-LoRA on."""
+        return self.page.locator(
+            f"#script_{self.tab}_klora_enabled-checkbox input, "
+            f"#script_{self.tab}_klora_enabled-visible-checkbox"
+        ).first.is_checked()
+
+    def switch_on(self, advanced=False):
+        """Opens the accordion."""
+        if not self.is_on:
+            self.part("enabled").locator("> .label-wrap").click()
+        if advanced:
+            self.part("advanced").locator("> .label-wrap").click()
+        self.page.wait_for_timeout(500)
+
+    def set(self, name, value):
+        """Sets one of our controls by hand."""
+        part = self.part(name)
+        if isinstance(value, bool):
+            part.locator("input[type=checkbox]").set_checked(value)
+        elif isinstance(value, (int, float)):
+            field = part.locator("input[type=number]")
+            field.fill(str(value))
+            field.blur()
+        elif name in ("content", "style"):
+            field = part.locator("input").first
+            field.click()
+            field.fill(value)
+            self.page.wait_for_timeout(150)
+            part.locator(f"li[aria-label='{value}']").click()
+        else:
+            part.locator(f"input[value='{value}']").check()
+        self.page.wait_for_timeout(250)
+
+    def value(self, name):
+        """What one of our controls shows."""
+        part = self.part(name)
+        kind = part.locator("input").first.get_attribute("type")
+        if kind == "checkbox":
+            return part.locator("input").first.is_checked()
+        if kind == "radio":
+            return part.locator("input:checked").get_attribute("value")
+        number = part.locator("input[type=number]")
+        return (
+            float(number.input_value())
+            if number.count()
+            else part.locator("input").first.input_value()
+        )
+
+    def wait_report(self, selector):
+        """Waits until the report shows something."""
+        self.page.wait_for_selector(
+            f"#script_{self.tab}_klora_report {selector}", timeout=SECONDS, state="attached"
+        )
+        return self.report.inner_text()
+
+    def close(self):
+        """Closes the tab."""
+        self.page.close()

@@ -1,0 +1,149 @@
+"""The accordion: every control reaches the picture, the report says what was done."""
+
+import re
+
+import pytest
+from kloras import PAIR, tags
+
+VALUES = {
+    "scale": "none",  # before β, because it brings its own
+    "alpha": 2.5,
+    "beta": 1.1,
+    "layers": "all",
+    "gamma": "authors",
+    "top_k": 3,
+    "unpaired": "drop",
+    "text_encoder": False,
+    "progress": "restart",
+}
+PAIR_VALUES = {"content": PAIR[0], "style": PAIR[1], "content_weight": 0.8, "style_weight": 0.6}
+
+
+def written(infotext):
+    """The `K-LoRA` parameter of an infotext, as {name: text}."""
+    text = re.search(r'K-LoRA: "?([^,\n"]*)', infotext)
+    return dict(part.split("=", 1) for part in text[1].split("; ")) if text else {}
+
+
+def test_the_first_row_is_visible_and_the_rest_is_under_advanced(page):
+    page.switch_on()
+    for name in ("content", "content_weight", "style", "style_weight", "scale", "alpha", "beta"):
+        assert page.part(name).is_visible(), name
+    for name in ("layers", "gamma", "top_k", "unpaired", "text_encoder", "progress", "hires"):
+        assert not page.part(name).is_visible(), name
+    page.part("advanced").locator("> .label-wrap").click()
+    page.page.wait_for_timeout(300)
+    assert page.part("gamma").is_visible()
+    assert page.value("content") == "None (use tags)"
+
+
+def test_every_control_reaches_the_infotext(page):
+    page.switch_on(advanced=True)
+    plain = written(page.generate(tags(*PAIR)))
+    assert list(plain) == ["files"]
+    for name, value in VALUES.items():
+        page.set(name, value)
+    found = written(page.generate())
+    del found["files"]
+    wanted = {
+        name: str(value).lower() if value is False else str(value) for name, value in VALUES.items()
+    }
+    assert found == wanted
+    page.part("defaults").click()
+    page.page.wait_for_timeout(1000)
+    assert list(written(page.generate())) == ["files"]
+
+
+def test_picking_two_loras_does_what_two_tags_do(page):
+    page.switch_on()
+    for name, value in PAIR_VALUES.items():
+        page.set(name, value)
+    found = written(page.generate("a cat"))
+    del found["files"]
+    assert found == {name: str(value) for name, value in PAIR_VALUES.items()}
+    assert f"Subject “{PAIR[0]}”, style “{PAIR[1]}”" in page.wait_report("img")
+
+
+def test_tags_win_and_the_page_says_so(page):
+    page.switch_on()
+    page.set("content", "sd15_other")
+    page.set("style", "sd15_other")
+    page.generate(tags(*PAIR))
+    assert "tags are used" in page.wait_report(".klora-note")
+    assert f"Subject “{PAIR[0]}”" in page.report.inner_text()
+
+
+def test_the_report_of_a_run_and_of_an_error(page):
+    page.switch_on()
+    page.generate(tags(*PAIR))
+    text = page.wait_report("img.klora-map")
+    assert re.search(r"\d+ % content", text)
+    page.generate(tags("nowhere", PAIR[1]))
+    assert "There is no LoRA “nowhere”" in page.wait_report(".klora-error")
+    page.generate(tags(*PAIR))
+    page.wait_report("img.klora-map")
+    assert not page.report.locator(".klora-error").count()
+
+
+def test_a_preview_is_what_the_run_then_does(page):
+    page.switch_on()
+    page.prompt.fill(tags(*PAIR))
+    page.part("preview").click()
+    preview = page.wait_report("img.klora-map")
+    picture = page.report.locator("img").get_attribute("src")
+    page.generate()
+    page.page.wait_for_timeout(1000)
+    page.wait_report("img.klora-map")
+    assert page.report.inner_text() == preview
+    assert page.report.locator("img").get_attribute("src") == picture
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word"),
+    [("a cat", "No LoRAs are given"), ("a cat <klora:sd15_style>", "exactly two")],
+)
+def test_a_preview_without_a_pair_says_what_to_do(page, prompt, word):
+    page.switch_on()
+    page.prompt.fill(prompt)
+    page.part("preview").click()
+    assert word in page.wait_report(".klora-error")
+
+
+def test_the_schedule_follows_the_sliders(page):
+    def drawn():
+        return page.part("schedule").locator("path").first.get_attribute("d")
+
+    page.switch_on()
+    first = drawn()
+    page.set("alpha", 3)
+    steep = drawn()
+    assert steep != first
+    slider = page.part("beta").locator("input[type=range]")
+    slider.focus()
+    slider.press("ArrowRight")
+    page.page.wait_for_timeout(300)
+    assert drawn() not in (first, steep)
+    page.part("defaults").click()
+    page.page.wait_for_timeout(1000)
+    assert drawn() == first
+    page.set("scale", "S*")
+    page.page.wait_for_timeout(800)
+    assert page.value("beta") == 1.3
+    assert drawn().count("M") == 2, "S* is broken where it wraps"
+
+
+def test_hires_with_its_own_schedule(webui):
+    """Its own α and β change the picture; the same ones as the first pass do not."""
+    from kloras import script
+
+    hires = dict(
+        prompt=tags(*PAIR), enable_hr=True, hr_scale=2, hr_upscaler="Latent",
+        denoising_strength=0.7, hr_second_pass_steps=4,
+    )  # fmt: skip
+    plain = webui.txt2img(**hires, alwayson_scripts=script())
+    same = webui.txt2img(**hires, alwayson_scripts=script(hires="own", hires_beta=0.5))
+    other = webui.txt2img(**hires, alwayson_scripts=script(hires="own", hires_beta=4.0))
+    first = webui.txt2img(**hires, alwayson_scripts=script(beta=4.0))
+    assert plain.sha == same.sha
+    assert len({plain.sha, other.sha, first.sha}) == 3
+    assert "hires=own; hires_beta=4" in other.infotexts[0]

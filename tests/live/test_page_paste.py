@@ -1,0 +1,98 @@
+"""A pasted infotext restores every control; renamed files are found again."""
+
+from kloras import PAIR, tags
+from test_page_controls import PAIR_VALUES, VALUES
+
+ALL = {
+    **VALUES,
+    **PAIR_VALUES,
+    "hires": "own",
+    "hires_scale": "S*",
+    "hires_alpha": 2,
+    "hires_beta": 0.9,
+}
+
+
+def values(page):
+    return {name: page.value(name) for name in ALL}
+
+
+def filled(page):
+    """A page with every control set, its values and the infotext of an image made with them."""
+    page.switch_on(advanced=True)
+    for name, value in ALL.items():
+        page.set(name, value)
+    return values(page), page.generate("a cat")
+
+
+def test_paste_restores_every_control(page):
+    wanted, infotext = filled(page)
+    page.part("defaults").click()
+    for name in ("content", "style"):
+        page.set(name, "None (use tags)")
+    page.page.wait_for_timeout(500)
+    assert values(page) != wanted
+    page.paste(infotext)
+    assert values(page) == wanted
+    again = page.generate()
+    assert (
+        again.partition("K-LoRA:")[2].split("files")[0]
+        == (infotext.partition("K-LoRA:")[2].split("files")[0])
+    )
+
+
+def test_paste_of_a_plain_picture_switches_it_off(page):
+    plain = page.generate("a dog")
+    page.switch_on()
+    page.paste(plain)
+    assert not page.is_on
+
+
+def test_paste_switches_it_on_with_the_papers_values(page):
+    infotext = page.generate(tags(*PAIR))
+    page.switch_on()
+    page.set("alpha", 3)
+    page.part("enabled").locator("> .label-wrap").click()
+    page.paste(infotext)
+    assert page.is_on
+    assert (page.value("alpha"), page.value("beta"), page.value("scale")) == (1.5, 0.5, "S")
+    assert page.prompt.input_value() == tags(*PAIR)
+
+
+def test_send_to_img2img(page):
+    wanted, _ = filled(page)
+    page.page.locator("#txt2img_send_to_img2img").click()
+    page.page.wait_for_timeout(2500)
+    page.tab = "img2img"
+    assert page.is_on
+    assert values(page) == wanted
+
+
+def test_renamed_files_are_found_by_their_hash(page):
+    """Both ways to name a file: in the accordion, and in a tag."""
+    loras = page.webui.loras
+    (loras / "was_here.safetensors").write_bytes(
+        (loras / f"{PAIR[0]}.safetensors").read_bytes()[:-4] + b"1234"
+    )
+    page.webui.refresh_loras()
+    in_tags = page.generate(tags("was_here", PAIR[1]))
+    page.close()
+    page.__init__(page.page.context.browser, page.webui)
+    page.switch_on()
+    page.set("content", "was_here")
+    page.set("style", PAIR[1])
+    in_fields = page.generate("a cat")
+    (loras / "was_here.safetensors").rename(loras / "is_there.safetensors")
+    try:
+        page.webui.refresh_loras()
+        page.paste(in_fields)
+        assert page.value("content") == "is_there"
+        assert "is now called “is_there”" in page.wait_report(".klora-note")
+        page.paste(in_tags)
+        assert page.prompt.input_value() == tags("is_there", PAIR[1])
+        assert page.value("content") == "None (use tags)"
+    finally:
+        (loras / "is_there.safetensors").unlink()
+        page.webui.refresh_loras()
+    page.paste(in_tags)
+    assert "“was_here” of this picture" in page.wait_report(".klora-note")

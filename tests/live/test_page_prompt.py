@@ -1,0 +1,102 @@
+"""The LoRA cards' buttons and Ctrl+Up/Down in the prompt."""
+
+import pytest
+
+
+def open_cards(page):
+    page.page.locator("#txt2img_extra_tabs button", has_text="Lora").first.click()
+    page.page.wait_for_selector(
+        "#txt2img_lora_cards .card[data-name=sd15_style] .klora-role", timeout=20000
+    )
+
+
+def button(page, name, role):
+    return page.page.locator(
+        f"#txt2img_lora_cards .card[data-name='{name}'] .klora-role[data-role={role}]"
+    )
+
+
+def test_the_buttons_put_in_take_out_and_swap(page):
+    open_cards(page)
+    page.prompt.fill("a cat")
+    for name, role, wanted in (
+        ("sd15_content", "content", "a cat <klora:sd15_content:1:content>"),
+        ("sd15_style", "style", "a cat <klora:sd15_content:1:content> <klora:sd15_style:1:style>"),
+        (
+            "sd15_content",
+            "style",
+            "a cat <klora:sd15_content:1:style> <klora:sd15_style:1:content>",
+        ),
+        ("sd15_other", "style", "a cat <klora:sd15_other:1:style> <klora:sd15_style:1:content>"),
+        ("sd15_other", "style", "a cat <klora:sd15_style:1:content>"),
+        ("sd15_style", "content", "a cat"),
+    ):
+        button(page, name, role).click()
+        assert page.prompt.input_value() == wanted
+
+
+def test_weights_and_other_tags_stay(page):
+    open_cards(page)
+    page.prompt.fill("<klora:sd15_content:0.5:0.7> a <lora:sd15_other:0.3> <klora:sd15_style:te=0>")
+    button(page, "sd15_style", "content").click()
+    assert page.prompt.input_value() == (
+        "<klora:sd15_content:0.5:0.7:style> a <lora:sd15_other:0.3> <klora:sd15_style:te=0:content>"
+    )
+
+
+def test_they_work_with_the_keyboard_and_show_their_state(page):
+    open_cards(page)
+    page.prompt.fill("a cat")
+    one = button(page, "sd15_style", "style")
+    one.focus()
+    page.page.keyboard.press("Enter")
+    assert page.prompt.input_value() == "a cat <klora:sd15_style:1:style>"
+    assert one.get_attribute("aria-pressed") == "true"
+    page.page.keyboard.press("Space")
+    assert page.prompt.input_value() == "a cat"
+    assert one.get_attribute("aria-pressed") == "false"
+
+
+def test_they_survive_refresh_and_search_and_leave_the_card_alone(page):
+    open_cards(page)
+    page.page.locator("#txt2img_lora_extra_refresh:visible").first.click()
+    page.page.wait_for_timeout(3000)
+    cards = page.page.locator("#txt2img_lora_cards .card").count()
+    assert page.page.locator("#txt2img_lora_cards .klora-role").count() == 2 * cards > 0
+    page.page.locator("#txt2img_lora_extra_search:visible").first.fill("style")
+    page.page.wait_for_timeout(1500)
+    page.prompt.fill("a cat")
+    button(page, "sd15_style", "style").click()
+    assert page.prompt.input_value() == "a cat <klora:sd15_style:1:style>"
+    page.prompt.fill("a cat")
+    card = page.page.locator("#txt2img_lora_cards .card[data-name='sd15_style']")
+    card.locator(".name").click()
+    assert "<lora:sd15_style" in page.prompt.input_value()
+
+
+@pytest.mark.parametrize(
+    ("text", "up", "down"),
+    [
+        ("a <klora:x> b", "a <klora:x:1.05> b", "a <klora:x:0.95> b"),
+        ("a <klora:x:0.8:style>", "a <klora:x:0.85:style>", "a <klora:x:0.75:style>"),
+        ("a <klora:x:style>", "a <klora:x:1.05:style>", "a <klora:x:0.95:style>"),
+        ("a <klora:x:0.5:0.9:c>", "a <klora:x:0.55:0.9:c>", "a <klora:x:0.45:0.9:c>"),
+        ("a <klora:x:te=0.5>", "a <klora:x:te=0.55>", "a <klora:x:te=0.45>"),
+        ("a <klora:x:te=0:unet=1>", "a <klora:x:te=0.05:unet=1.05>",
+         "a <klora:x:te=-0.05:unet=0.95>"),
+        ("a <klora:x:0.95>", "a <klora:x:1.0>", "a <klora:x:0.9>"),
+    ],
+)  # fmt: skip
+def test_control_and_arrows_change_the_weight(page, text, up, down):
+    for key, wanted in (("ArrowUp", up), ("ArrowDown", down)):
+        page.prompt.fill(text)
+        page.prompt.evaluate("e => { e.focus(); e.selectionStart = e.selectionEnd = 6; }")
+        page.page.keyboard.press(f"Control+{key}")
+        assert page.prompt.input_value() == wanted
+
+
+def test_other_tags_are_still_the_hosts(page):
+    page.prompt.fill("a <lora:x:0.5> (b:1.1)")
+    page.prompt.evaluate("e => { e.focus(); e.selectionStart = e.selectionEnd = 6; }")
+    page.page.keyboard.press("Control+ArrowUp")
+    assert page.prompt.input_value() == "a <lora:x:0.55> (b:1.1)"
