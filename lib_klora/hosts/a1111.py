@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import network
@@ -28,8 +27,7 @@ from ..layer_names import common_name
 from ..lora_file import read_safetensors
 from ..pair import Pair
 from ..tag import ROLES, TagPair
-from .environment import cache_folder, show_progress
-from .listing import find_by_hash, find_on_disk
+from .common import CommonHost
 from .protocol import HostLora, OnDisk
 
 _UNET = "diffusion_model_"
@@ -61,22 +59,10 @@ class _Parts:
     """Common name → module key → module."""
 
 
-class A1111:
+class A1111(CommonHost):
     """The Host protocol for AUTOMATIC1111 1.10."""
 
     name = "AUTOMATIC1111"
-
-    def find(self, name: str) -> OnDisk | None:
-        return find_on_disk(networks, name)
-
-    def find_by_hash(self, short_hash: str) -> str | None:
-        return find_by_hash(networks, short_hash)
-
-    def lora_names(self) -> list[str]:
-        return sorted(networks.available_networks)
-
-    def refresh_loras(self) -> None:
-        networks.list_available_networks()
 
     def model(self) -> object:
         return shared.sd_model
@@ -86,12 +72,6 @@ class A1111:
 
     def device(self) -> torch.device:
         return devices.device
-
-    def cache_folder(self) -> Path:
-        return cache_folder()
-
-    def show_progress(self, done: int, total: int) -> None:
-        show_progress(done, total)
 
     def read(self, on_disk: OnDisk) -> Mapping[str, torch.Tensor]:
         if on_disk.path.lower().endswith(".safetensors"):

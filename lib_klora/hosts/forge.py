@@ -17,10 +17,8 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import networks
 import numpy as np
 import torch
 from backend import memory_management, utils
@@ -33,8 +31,7 @@ from ..layer_names import common_name
 from ..lora_file import read_safetensors
 from ..pair import Pair
 from ..tag import ROLES, TagPair
-from .environment import cache_folder, show_progress
-from .listing import find_by_hash, find_on_disk
+from .common import CommonHost
 from .protocol import HostLora, OnDisk
 
 _UNET = "diffusion_model."
@@ -90,22 +87,10 @@ class _Part:
         return ((key, utils.get_attr(self._model, key)) for key in self._keys)
 
 
-class Forge:
+class Forge(CommonHost):
     """The Host protocol for Forge."""
 
     name = "Forge"
-
-    def find(self, name: str) -> OnDisk | None:
-        return find_on_disk(networks, name)
-
-    def find_by_hash(self, short_hash: str) -> str | None:
-        return find_by_hash(networks, short_hash)
-
-    def lora_names(self) -> list[str]:
-        return sorted(networks.available_networks)
-
-    def refresh_loras(self) -> None:
-        networks.list_available_networks()
 
     def model(self) -> object:
         return self._engine().forge_objects_original.unet.model
@@ -115,12 +100,6 @@ class Forge:
 
     def device(self) -> torch.device:
         return memory_management.get_torch_device()
-
-    def cache_folder(self) -> Path:
-        return cache_folder()
-
-    def show_progress(self, done: int, total: int) -> None:
-        show_progress(done, total)
 
     def read(self, on_disk: OnDisk) -> Mapping[str, torch.Tensor]:
         if not on_disk.path.lower().endswith(".safetensors"):

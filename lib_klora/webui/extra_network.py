@@ -6,6 +6,7 @@ from typing import Any
 
 from modules import extra_networks
 
+from .. import infotext
 from ..errors import KLoraError
 from ..hosts import Host
 from ..session import Session
@@ -74,6 +75,22 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
 
         activate.klora = self
         lora.activate = activate
+
+
+class UnavailableNetwork(extra_networks.ExtraNetwork):
+    """Stands in where the host's LoRA code cannot be used, and tells whoever writes a tag why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("klora")
+        self._sentence = f"K-LoRA is not available: {reason}."
+
+    def activate(self, p: Any, params_list: list) -> None:
+        if params_list:
+            p.extra_generation_params[infotext.ERROR_KEY] = self._sentence
+            p.comment(self._sentence)
+
+    def deactivate(self, p: Any) -> None:
+        """Nothing was done."""
 
 
 def _settings_of(p: Any, has_tags: bool) -> Settings:

@@ -8,7 +8,7 @@ from ..errors import get_log
 from ..hosts import find_host
 from ..session import Pass
 from .api import add_api
-from .extra_network import KLoraNetwork
+from .extra_network import KLoraNetwork, UnavailableNetwork
 from .options import add_options
 from .pasting import find_renamed
 from .xyz import add_axes
@@ -20,6 +20,8 @@ def register() -> None:
         network = KLoraNetwork(find_host())
     except RuntimeError as error:
         get_log().error("K-LoRA is not available: %s.", error)
+        stand_in = UnavailableNetwork(str(error))
+        script_callbacks.on_before_ui(lambda: extra_networks.register_extra_network(stand_in))
         return
 
     def before_ui() -> None:

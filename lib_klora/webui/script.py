@@ -150,7 +150,8 @@ def _extra_network():
     """Ours, from the host's registry: it lives as long as the page does."""
     from modules import extra_networks
 
-    return extra_networks.extra_network_registry.get("klora")
+    network = extra_networks.extra_network_registry.get("klora")
+    return network if hasattr(network, "session") else None
 
 
 def _lora_names() -> list[str]:

@@ -1,0 +1,82 @@
+"""What both hosts do alike: the list of LoRAs (networks.py of both), the cache folder, the
+progress bar."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import networks
+from modules import shared
+from modules.paths import data_path
+
+from ..errors import KLoraError
+from .protocol import OnDisk
+
+_PATIENCE = 10.0
+"""Seconds spent on reading files whose hash nobody has asked for yet."""
+
+
+class CommonHost:
+    """The part of the Host protocol that does not depend on the host."""
+
+    def find(self, name: str) -> OnDisk | None:
+        """File stem or alias, as in the host's ``load_networks``; an alias that several files
+        share counts only as a file stem. Looks at the folder again if the name is unknown."""
+
+        def look_up():
+            if name.lower() in networks.forbidden_network_aliases:
+                return networks.available_networks.get(name)
+            return networks.available_network_aliases.get(name)
+
+        entry = look_up()
+        if entry is None or not os.path.exists(entry.filename):
+            networks.list_available_networks()
+            entry = look_up()
+        if entry is None:
+            return None
+        entry.read_hash()
+        status = os.stat(entry.filename)
+        version = (entry.filename, status.st_mtime_ns, status.st_size)
+        return OnDisk(name, entry.filename, entry.shorthash or "", version, entry)
+
+    def find_by_hash(self, short_hash: str) -> str | None:
+        """The hosts know a file's hash once it was used or where its header says it; the others
+        are read now, as many as a person will wait for."""
+        if not short_hash:
+            return None
+        known = networks.available_network_hash_lookup.get(short_hash)
+        if known is not None:
+            return known.name
+        deadline = time.monotonic() + _PATIENCE
+        for entry in list(networks.available_networks.values()):
+            if time.monotonic() > deadline:
+                break
+            entry.read_hash()
+            if entry.shorthash == short_hash:
+                return entry.name
+        return None
+
+    def lora_names(self) -> list[str]:
+        return sorted(networks.available_networks)
+
+    def refresh_loras(self) -> None:
+        networks.list_available_networks()
+
+    def cache_folder(self) -> Path:
+        """Ours inside the host's cache folder (modules/cache.py of both)."""
+        folder = os.environ.get("SD_WEBUI_CACHE_DIR", os.path.join(data_path, "cache"))
+        return Path(folder) / "klora"
+
+    def show_progress(self, done: int, total: int) -> None:
+        """In the host's progress bar. After Interrupt or Skip the host ends the generation by
+        itself at its first step."""
+        state = shared.state
+        state.textinfo = f"K-LoRA: comparing layers, {done} of {total}" if done < total else None
+        if state.interrupted or state.skipped:
+            state.textinfo = None
+            raise KLoraError(
+                "The comparison of the two LoRAs was interrupted: generate again and it goes on "
+                "where it stopped."
+            )

@@ -1,0 +1,21 @@
+"""Where the WebUI's own Lora extension is switched off, K-LoRA says so and does no harm."""
+
+from kloras import PAIR, script, tags
+
+
+def test_it_says_what_is_missing(webui, host):
+    base = webui.txt2img()
+    name = {"a1111": "Lora", "forge": "sd_forge_lora"}[host]
+    webui.settings["disabled_extensions"] = [name]
+    try:
+        webui.restart()
+        result = webui.txt2img(prompt=tags(*PAIR))
+        assert result.sha == base.sha
+        assert "K-LoRA error: " in result.infotexts[0]
+        assert "Lora extension" in result.infotexts[0]
+        assert webui.txt2img(alwayson_scripts=script(alpha=1)).sha == base.sha
+        assert "[K-LoRA] K-LoRA is not available: " in webui.log_since()
+    finally:
+        del webui.settings["disabled_extensions"]
+        webui.restart()
+    assert "K-LoRA: " in webui.txt2img(prompt=tags(*PAIR)).infotexts[0]
