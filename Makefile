@@ -1,5 +1,7 @@
 # make test          everything that needs no WebUI, then the live tests of each WebUI that is found
 # make live HOST=…   the live tests against one installed WebUI: a1111 or forge
+# make bench         analysis and switching, measured; QUICK=1 in about two minutes, HOSTS=1 real hosts too
+# make screenshots   the README's pictures of the page
 # make lint          ruff
 # make docs          the pictures in docs/
 
@@ -11,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: test core live lint docs clean
+.PHONY: test core live lint bench screenshots docs clean
 .DELETE_ON_ERROR:
 
 test: core live
@@ -32,6 +34,12 @@ docs: $(VENV)/ready
 $(VENV)/ready: requirements-dev.txt tools/setup_venv.py
 	$(PYTHON) tools/setup_venv.py $(VENV)
 	touch $@
+
+bench: $(VENV)/ready
+	$(BIN)/python bench/run.py $(if $(QUICK),--quick) $(if $(HOSTS),--hosts)
+
+screenshots: $(VENV)/ready
+	$(BIN)/python tools/screenshots.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from loras import lora, sdxl_shapes
+from report import machine, table
 from sdxl_unet import SDXLUNet
 from torch.nn import functional
 
@@ -33,8 +34,6 @@ from lib_klora.pair import Pair, pair_files  # noqa: E402
 from lib_klora.plan import Plan, make_plan  # noqa: E402
 from lib_klora.scores import compute_scores  # noqa: E402
 from lib_klora.settings import Settings  # noqa: E402
-
-from report import machine, table  # noqa: E402  isort: skip
 
 MIB = 2**20
 
@@ -261,7 +260,10 @@ def naive_scores(pair: Pair, device: torch.device) -> None:
 
 def analysis_times(pair: Pair, device: torch.device, rounds: int) -> list[dict]:
     """Seconds for both files, nothing cached."""
-    chosen = {"naive": lambda: naive_scores(pair, device), "ours": lambda: compute_scores(pair, device)}
+    chosen = {
+        "naive": lambda: naive_scores(pair, device),
+        "ours": lambda: compute_scores(pair, device),
+    }
     times: dict[str, list[float]] = {name: [] for name in chosen}
     for i, (name, work) in itertools.product(range(rounds + 1), chosen.items()):
         taken = seconds(work, device)
@@ -279,7 +281,10 @@ def analysis_times(pair: Pair, device: torch.device, rounds: int) -> list[dict]:
 
 def markdown(report: dict) -> str:
     steps = {"way": "way", "step_s": "a step, s", "ratio": "ratio to merged", "flips": "flips"}
-    steps |= {"first_s": "before the first step, s", "peak_mib": "peak memory beside the network, MiB"}
+    steps |= {
+        "first_s": "before the first step, s",
+        "peak_mib": "peak memory beside the network, MiB",
+    }
     return "\n\n".join(
         [
             f"# K-LoRA on {report['device']}",

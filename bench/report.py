@@ -32,7 +32,9 @@ def table(rows: list[dict], columns: dict[str, str]) -> str:
     def cell(value: object) -> str:
         if isinstance(value, list):
             return " – ".join(cell(item) for item in value)
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
+        if not isinstance(value, float):
+            return str(value)
+        return f"{value:.4g}" if 0.9 < value < 2 else f"{value:.3g}"  # ratios near 1
 
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(cell(row.get(name, "")) for name in columns) + " |" for row in rows]

@@ -1,255 +1,55 @@
-"""Measures the analysis: ``python bench/run.py [--quick]`` writes build/bench.json and bench.md.
+"""All measurements: ``python bench/run.py [--quick] [--hosts]``.
 
-Every figure is CPU time of one thread, ways interleaved layer by layer, medians; what counts are
-the ratios within one run. Where not every layer of a model is measured, some of each shape are and
-their medians are multiplied by the number of such layers; the table says so.
+Writes build/bench.json, build/bench.md and plots. ``--hosts`` adds images in the installed WebUIs,
+about twenty minutes. bench/gpu.py is a program of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from loras import flux_shapes, lora, lora_layer, sd15_shapes, sdxl_shapes
-from safetensors.torch import save_file
+from report import machine, table
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lib_klora import klora, scores  # noqa: E402
-from lib_klora.lora_file import Layer, parse_lora, read_safetensors  # noqa: E402
-from lib_klora.pair import pair_files  # noqa: E402
-from lib_klora.plan import make_plan  # noqa: E402
-from lib_klora.score_cache import ScoreCache, file_sha256  # noqa: E402
-from lib_klora.settings import Settings  # noqa: E402
-
-MODELS = {"SD1.5": sd15_shapes(), "SDXL": sdxl_shapes(), "Flux": flux_shapes()}
+from analysis import bench_analysis  # noqa: E402
+from switching import STEPS, bench_switching  # noqa: E402
 
 
-def cpu_time(work: Callable[[], object]) -> float:
-    begin = time.thread_time()
-    work()
-    return time.thread_time() - begin
-
-
-# -- analysis -------------------------------------------------------------------------------------
-
-
-def naive(layer: Layer, k: int) -> tuple[float, float]:
-    """As the formulas say it: ΔW, the absolute value of everything, the top K of everything."""
-    delta = layer.delta()
-    return klora.top_k_sum(delta, k), klora.abs_sum(delta)
-
-
-def matmul(layer: Layer, buffer: torch.Tensor) -> None:
-    """What no analysis can do without: every entry of ΔW once, and nothing else."""
-    up, down = layer.tensors["up"].float(), layer.tensors["down"].float()
-    step = len(buffer) // down.shape[1]
-    for start in range(0, len(up), step):
-        part = up[start : start + step]
-        torch.mm(part, down, out=buffer[: len(part) * down.shape[1]].view(len(part), -1))
-
-
-def analysis(model: str, rank: int, samples: int | None, plain: bool = True) -> dict:
-    """Seconds for a pair of this model, both of ``rank``; ``samples`` layers of each shape, None
-    for all. Not ``plain``: without the naive way."""
-    ways = ("naive", "fast", "table", "matmul") if plain else ("fast", "table", "matmul")
-    seconds: dict[tuple, dict[str, list[float]]] = {}
-    counts = Counter(MODELS[model].values())
-    buffer, error, seen = torch.empty(2**18), 0.0, Counter()
-    for i, (prefix, shape) in enumerate(MODELS[model].items()):
-        seen[shape] += 1
-        if samples is not None and seen[shape] > samples:
-            continue
-        (layer,) = parse_lora("", lora_layer(prefix, shape, rank, i)).layers.values()
-        k = klora.top_k(rank, rank, layer.entries)
-        results = {}
-
-        def run(way, layer=layer, k=k, results=results):
-            if way == "naive":
-                results[way] = naive(layer, k)
-            elif way == "matmul":
-                matmul(layer, buffer)
-            else:
-                ks = np.array([k]) if way == "fast" else scores.partner_ks(layer)
-                results[way] = scores._analyse("content", layer, ks, "cpu")
-
-        with torch.inference_mode():
-            if seen[shape] == 1:
-                run("table")  # the first touch of a shape pays for memory and code
-            # Each way comes first in turn: whoever follows the naive one finds a cold cache.
-            turn = i % len(ways)
-            for way in ways[turn:] + ways[:turn]:
-                taken = cpu_time(lambda way=way: run(way))
-                seconds.setdefault(shape, {}).setdefault(way, []).append(taken)
-        if plain:
-            for way in ("fast", "table"):
-                found = results[way].at(k), results[way].total
-                error = max(
-                    error, *(abs(a / b - 1) for a, b in zip(found, results["naive"], strict=True))
-                )
-    total = {
-        way: 2 * sum(n * statistics.median(seconds[shape][way]) for shape, n in counts.items())
-        for way in ways
-    }
-    figure = {
-        "model": model,
-        "layers": len(MODELS[model]),
-        "rank": rank,
-        "measured_layers": sum(min(n, samples or n) for n in counts.values()),
-        **{f"{way}_s": taken for way, taken in total.items()},
-    }
-    if plain:
-        figure |= {
-            "ratio_fast": total["naive"] / total["fast"],
-            "ratio_table": total["naive"] / total["table"],
-            "largest_difference": error,
-        }
-    return figure
-
-
-# -- warm start, plan, memory ---------------------------------------------------------------------
-
-
-def warm_start(rank: int, repeats: int) -> dict:
-    """Two SDXL files on disk: scores without and with a filled cache."""
-    times: dict[str, list[float]] = {}
-
-    def measure(name: str, work: Callable[[], object]) -> object:
-        begin = time.thread_time()
-        result = work()
-        times.setdefault(name, []).append(time.thread_time() - begin)
-        return result
-
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{seed}.safetensors" for seed in (1, 2)]
-        for seed, path in enumerate(paths, 1):
-            save_file(lora(MODELS["SDXL"], rank, seed), path)
-        for i in range(repeats):
-            cache = ScoreCache(Path(folder) / f"cache{i}")
-            hashes = measure("hash", lambda: tuple(file_sha256(path) for path in paths))
-            tensors = measure("read", lambda: [read_safetensors(path) for path in paths])
-            pair = measure("parse", lambda t=tensors: pair_files(*(parse_lora("", x) for x in t)))
-
-            def score(pair=pair, cache=cache, hashes=hashes):
-                return scores.compute_scores(pair, cache=cache, sha256=hashes)
-
-            measure("cold", score)
-            measure("warm", score)
-    seconds = {f"{name}_s": statistics.median(values) for name, values in times.items()}
-    both = seconds["hash_s"] + seconds["read_s"] + seconds["parse_s"]
-    return {
-        "model": "SDXL",
-        "rank": rank,
-        **seconds,
-        "ratio_scores": seconds["cold_s"] / seconds["warm_s"],
-        "ratio_with_hash": (seconds["hash_s"] + seconds["cold_s"])
-        / (seconds["hash_s"] + seconds["warm_s"]),
-        "ratio_with_hash_and_reading": (both + seconds["cold_s"]) / (both + seconds["warm_s"]),
-    }
-
-
-def plan_times(layers: int, step_counts: list[int], repeats: int = 200) -> list[dict]:
-    shapes = dict(list(MODELS["SDXL"].items())[:layers])
-    small = dict.fromkeys(shapes, (8, 8))
-    pair = pair_files(*(parse_lora("", lora(small, 2, seed)) for seed in (1, 2)))
-    found = scores.compute_scores(pair)
-    times = {steps: [] for steps in step_counts}
-    for _ in range(repeats):
-        for steps in step_counts:
-            times[steps].append(cpu_time(lambda n=steps: make_plan(pair, found, Settings(), n)))
-    return [
-        {"layers": layers, "steps": steps, "plan_ms": 1000 * statistics.median(values)}
-        for steps, values in times.items()
-    ]
-
-
-_MEMORY = """
-import ctypes, re, sys, torch
-sys.path[:0] = sys.argv[1:3]
-torch.set_num_threads(1)
-from lib_klora import klora, scores
-from lib_klora.lora_file import parse_lora
-from loras import lora_layer
-
-def status(name):
-    return int(re.search(name + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
-
-def run(layer):
-    with torch.inference_mode():
-        if sys.argv[3] == "naive":
-            delta = layer.delta()
-            klora.top_k_sum(delta, 256), klora.abs_sum(delta)
-        else:
-            scores._analyse("content", layer, scores.partner_ks(layer), "cpu")
-
-small, large = (
-    next(iter(parse_lora("", lora_layer("q", shape, 16, 0)).layers.values()))
-    for shape in ((8, 64), (21504, 3072))
-)
-run(small)
-ctypes.CDLL(None).malloc_trim(0)  # what was freed so far does not count as there
-open("/proc/self/clear_refs", "w").write("5")
-before = status("VmRSS")
-run(large)
-print(status("VmHWM") - before)
-"""
-
-
-def memory() -> dict | None:
-    """MiB beyond the factors for Flux' largest layer, rank 16; None where it cannot be read."""
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    figure = {"layer": "21504 x 3072", "rank": 16}
-    for way in ("naive", "table"):
-        call = [sys.executable, "-c", _MEMORY, str(ROOT), str(ROOT / "bench"), way]
-        figure[f"{way}_mib"] = float(subprocess.run(call, capture_output=True, check=True).stdout)
-    return figure
+def step(text: str, work: Callable[[], object]) -> object:
+    """Runs a part and says how long it took."""
+    begin = time.monotonic()
+    print(f"{text} …", end=" ", file=sys.stderr, flush=True)
+    result = work()
+    print(f"{time.monotonic() - begin:.0f} s", file=sys.stderr)
+    return result
 
 
 # -- the report -----------------------------------------------------------------------------------
 
 
-def machine() -> dict:
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    return {
-        "processor": name,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def table(rows: list[dict], columns: dict[str, str]) -> str:
-    """Markdown: ``columns`` maps a row's field to its heading."""
-
-    def cell(value: object) -> str:
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(cell(row.get(name, "")) for name in columns) + " |" for row in rows]
-    return "\n".join(lines)
-
-
 def markdown(report: dict, plots: list[str]) -> str:
-    quick = " Quick run: few layers of each shape, scaled up." if report["quick"] else ""
+    quick = " Quick run: fewer layers of each shape, scaled up." if report["quick"] else ""
+    parts = [
+        "# K-LoRA, measured",
+        f"{', '.join(f'{k} {v}' for k, v in report['machine'].items())}. CPU seconds of one "
+        f"thread, ways interleaved, medians.{quick}",
+        *analysis_tables(report),
+        *(["## Growth", *(f"![{name}]({name})" for name in plots)] if plots else []),
+        *switching_tables(report["switching"]),
+        *host_tables(report["hosts"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def analysis_tables(report: dict) -> list[str]:
     ways = {
         **{"model": "model", "layers": "layers", "measured_layers": "measured", "rank": "rank"},
         **{"naive_s": "naive, s", "fast_s": "one K, s", "ratio_fast": "ratio"},
@@ -262,10 +62,8 @@ def markdown(report: dict, plots: list[str]) -> str:
         **{"parse_s": "parse, s", "ratio_with_hash": "ratio with hash"},
         "ratio_with_hash_and_reading": "with hash, read, parse",
     }
+    memory = {"layer": "layer", "rank": "rank", "naive_mib": "naive, MiB", "table_mib": "ours, MiB"}
     parts = [
-        "# K-LoRA: the analysis, measured",
-        f"{', '.join(f'{k} {v}' for k, v in report['machine'].items())}. CPU seconds of one "
-        f"thread, ways interleaved, medians.{quick}",
         "## Scores of a pair, nothing cached",
         "“one K”: what this pair needs. “all partners”: the table that is kept, for every partner "
         "of rank 1 to 128.",
@@ -276,16 +74,53 @@ def markdown(report: dict, plots: list[str]) -> str:
         table(report["plan"], {"layers": "layers", "steps": "steps", "plan_ms": "plan, ms"}),
     ]
     if report["memory"]:
-        head = {
-            "layer": "layer",
-            "rank": "rank",
-            "naive_mib": "naive, MiB",
-            "table_mib": "ours, MiB",
-        }
-        parts += ["## Memory beyond the factors", table([report["memory"]], head)]
-    if plots:
-        parts += ["## Growth", *(f"![{name}]({name})" for name in plots)]
-    return "\n\n".join(parts) + "\n"
+        parts += ["## Memory beyond the factors", table([report["memory"]], memory)]
+    return parts
+
+
+def switching_tables(rows: list[dict]) -> list[str]:
+    columns = {
+        **{"size": "size", "rank": "rank", "way": "way", "flips": "layers switched"},
+        **{"step_s": "a step, s", "extra_s": "more than merged, s"},
+        **{"ratio": "ratio to merged", "ratio_quartiles": "quartiles"},
+    }
+    return [
+        "## One step of SDXL's 560 attention projections",
+        f"Batch 2 with the real token counts, fp32; {rows[0]['measured_layers']} layers measured "
+        f"and scaled up. Costs between steps are spread over {STEPS} steps. “every forward”: B·A "
+        f"of both LoRAs, both top-K sums and the comparison in each forward.",
+        table(rows, columns),
+    ]
+
+
+def host_tables(hosts: list[dict] | None) -> list[str]:
+    if hosts is None:
+        return ["## In the WebUIs", "Not measured: `--hosts` was not given."]
+    columns = {
+        **{"way": "way", "flips": "flips", "first_s": "first image, s"},
+        **{"repeating_s": "same again, s", "repeating_ratio": "ratio"},
+        **{"repeating_ratio_quartiles": "quartiles", "fastest_ratio": "ratio of the fastest"},
+        **{"switching_s": "after another way, s", "switching_ratio": "ratio"},
+        "switching_ratio_quartiles": "quartiles",
+    }
+    memory = {"way": "way", "mib": "peak growth, MiB", "range_mib": "range"}
+    parts = ["## In the WebUIs"]
+    for host in hosts:
+        if "skipped" in host:
+            parts.append(f"{host['host']}: skipped, {host['skipped']}.")
+            continue
+        parts += [
+            f"### {host['host']} {host['version']}",
+            f"CPU seconds of the server per image: {host['checkpoint']} (560 projections), 64², "
+            f"{host['steps']} steps, {host['rounds']} rounds. Ratios to one plain `<lora:>`.",
+            table(host["rows"], columns),
+        ]
+        if "memory" in host:
+            parts += [
+                "Memory of a fresh server over two plain images:",
+                table(host["memory"], memory),
+            ]
+    return parts
 
 
 def draw(report: dict, folder: Path) -> list[str]:
@@ -320,43 +155,29 @@ def draw(report: dict, folder: Path) -> list[str]:
     return ["bench.png"]
 
 
+# -- all of it ------------------------------------------------------------------------------------
+
+
+def measure_hosts(quick: bool) -> list[dict]:
+    from hosts import bench_hosts
+
+    return bench_hosts(rounds=3 if quick else 12, memory_repeats=0 if quick else 2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="under two minutes")
+    parser.add_argument("--quick", action="store_true", help="under two minutes without hosts")
+    parser.add_argument("--hosts", action="store_true", help="images in the installed WebUIs too")
     parser.add_argument("--out", type=Path, default=ROOT / "build", help="folder (build)")
     options = parser.parse_args()
     quick = options.quick
     torch.set_num_threads(1)
-
-    def step(text: str, work: Callable[[], object]) -> object:
-        begin = time.monotonic()
-        print(f"{text} …", end=" ", file=sys.stderr, flush=True)
-        result = work()
-        print(f"{time.monotonic() - begin:.0f} s", file=sys.stderr)
-        return result
-
-    def analyse(model: str, rank: int, samples: int | None, plain: bool = True) -> dict:
-        return step(f"{model}, rank {rank}", lambda: analysis(model, rank, samples, plain))
-
     report = {
         "quick": quick,
         "machine": machine(),
-        "analysis": [
-            *(analyse("SDXL", rank, 12 if quick else None) for rank in (8, 32, 128)),
-            *(analyse("Flux", rank, 1 if quick else 4) for rank in (8, 16, 64)),
-        ],
-        # For the plots only: the ranks between, and the smaller model.
-        "growth": [
-            *(analyse("SDXL", rank, 12 if quick else 40) for rank in (16, 64)),
-            analyse("SD1.5", 16, 6 if quick else None),
-        ],
-        "layers_rank": 16,
-        "warm_start": [
-            step(f"warm start, rank {rank}", lambda r=rank: warm_start(r, 3 if quick else 7))
-            for rank in ((8, 32) if quick else (8, 32, 128))
-        ],
-        "plan": step("plan", lambda: plan_times(560, [10, 20, 30, 50, 100])),
-        "memory": step("memory", memory),
+        **bench_analysis(quick, step),
+        "switching": step("switching", lambda: bench_switching(quick)),
+        "hosts": step("hosts", lambda: measure_hosts(quick)) if options.hosts else None,
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "bench.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -142,9 +142,7 @@ class SDXLUNet(nn.Module):
                 if level and i == 2:
                     block.append(Upsample(now))
                 self.output_blocks.append(block)
-        self.out = nn.Sequential(
-            nn.GroupNorm(32, now), nn.SiLU(), nn.Conv2d(now, 4, 3, padding=1)
-        )
+        self.out = nn.Sequential(nn.GroupNorm(32, now), nn.SiLU(), nn.Conv2d(now, 4, 3, padding=1))
 
     def _block(self, in_: int, out: int, depth: int) -> nn.ModuleList:
         block = nn.ModuleList([ResBlock(in_, out, self.embedding)])

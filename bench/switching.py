@@ -176,9 +176,9 @@ def switching(rank: int, size: int, samples: int, plans: dict[str, Plan]) -> lis
     extra, flips = {}, {}
     for name, plan in plans.items():
         of_shape, changes = flips_of(plan)
-        flips[name], flips[f"rebuild, {name}"] = of_shape.total(), changes * len(SHAPES)
+        flips[name], flips[f"rebuild{name[6:]}"] = of_shape.total(), changes * len(SHAPES)
         extra[name] = tuple(x / STEPS for x in total(seconds["flip"], of_shape))
-        extra[f"rebuild, {name}"] = tuple(x * changes / STEPS for x in rebuild)
+        extra[f"rebuild{name[6:]}"] = tuple(x * changes / STEPS for x in rebuild)
     for name, more in extra.items():
         step[name] = tuple(merged + x for x in more)
     return [

@@ -41,10 +41,23 @@
         place.innerHTML = svg(Number(alpha), Number(beta), scale);
     };
 
+    // A person who picks a scale gets its own β. Not done by the page's components, because there a
+    // pasted scale counts as picked (Gradio 4), and would undo the pasted β.
+    function bringBeta(part, prefix) {
+        part(`${prefix}scale`).addEventListener('change', (event) => {
+            const {beta, betaSStar} = part('schedule').querySelector('.klora-schedule').dataset;
+            const input = part(`${prefix}beta`).querySelector('input[type=number]');
+            input.value = event.target.value === 'S*' ? betaSStar : beta;
+            updateInput(input);
+        });
+    }
+
     onUiLoaded(() => {
         for (const tab of ['txt2img', 'img2img']) {
             const part = (name) => gradioApp().querySelector(`#script_${tab}_klora_${name}`);
             if (!part('schedule')) continue;
+            bringBeta(part, '');
+            bringBeta(part, 'hires_');
             const number = (name) => Number(part(name).querySelector('input').value);
             const chosen = part('scale').querySelector('input:checked');
             window.kloraSchedule(

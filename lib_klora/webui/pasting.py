@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from .. import infotext
@@ -17,8 +18,13 @@ NOTES = "K-LoRA notes"
 _TAG = re.compile(r"<klora:([^>]+)>")
 
 
+@cache
 def pasted(field: Field) -> Callable[[dict], Any]:
-    """What an infotext puts into a component; None leaves it alone."""
+    """What an infotext puts into a component; None leaves it alone.
+
+    One function for each field, whichever tab asks: “Send to img2img” carries over the components
+    that have the same one in both tabs.
+    """
 
     def value(params: dict):
         if field.name == "enabled":

@@ -51,6 +51,10 @@ class KLoraScript(scripts.Script):
                 for field in FIELDS:
                     if field.name not in components:
                         components[field.name] = self._control(field)
+                clear_button = gr.Button(
+                    "Clear analysis cache", elem_id=self.elem_id("clear_cache"), size="sm"
+                )
+                clear_button.click(fn=_clear_cache, inputs=[], outputs=[report])
         self._follow_settings(components, defaults_button)
         self._preview_button, self._report = preview_button, report
         self._controls = [components[field.name] for field in FIELDS]
@@ -58,7 +62,7 @@ class KLoraScript(scripts.Script):
             (component, pasting.pasted(BY_NAME[name])) for name, component in components.items()
         ]
         self.infotext_fields.append((report, _pasted_notes))
-        self.paste_field_names = [infotext.KEY]
+        self.paste_field_names = [pasting.pasted(field) for field in FIELDS]
         return self._controls
 
     def after_component(self, component, **_) -> None:
@@ -89,7 +93,8 @@ class KLoraScript(scripts.Script):
                     for name in names:
                         components[name] = self._control(BY_NAME[name])
             gr.HTML(
-                '<div class="klora-schedule" role="img" aria-label="S(t) over the steps"></div>',
+                '<div class="klora-schedule" role="img" aria-label="S(t) over the steps" '
+                f'data-beta="{default_beta("S")}" data-beta-s-star="{default_beta("S*")}"></div>',
                 elem_id=self.elem_id("schedule"),
             )
 
@@ -99,7 +104,6 @@ class KLoraScript(scripts.Script):
     def _follow_settings(self, components: dict, defaults_button) -> None:
         scale, alpha, beta = (components[name] for name in ("scale", "alpha", "beta"))
         quiet = {"show_progress": "hidden"}
-        scale.input(fn=default_beta, inputs=scale, outputs=beta, **quiet)
         draw = f'(a, b, s) => kloraSchedule("{self.elem_id("schedule")}", a, b, s)'
         for component in (alpha, beta, scale):  # in the browser alone, so that it keeps up
             component.change(fn=None, _js=draw, inputs=[alpha, beta, scale], outputs=[])
@@ -157,6 +161,17 @@ def _extra_network():
 def _lora_names() -> list[str]:
     network = _extra_network()
     return [] if network is None else network.lora_names()
+
+
+def _clear_cache() -> str:
+    """Forgets the files' analyses on the disk; what the page says of it."""
+    network = _extra_network()
+    if network is None:
+        return HINT
+    cache = network.session.score_cache
+    size = cache.size()
+    cache.clear()
+    return notes_html([f"The analysis cache is empty now; it had {size / 2**20:.1f} MiB."])
 
 
 def _pasted_notes(params: dict) -> str | None:

@@ -109,6 +109,16 @@ def test_a_preview_without_a_pair_says_what_to_do(page, prompt, word):
     assert word in page.wait_report(".klora-error")
 
 
+def test_the_cache_can_be_cleared(page):
+    page.switch_on(advanced=True)
+    page.generate(tags(*PAIR))
+    page.wait_report("img.klora-map")
+    page.part("clear_cache").click()
+    assert "MiB" in page.wait_report(".klora-note")
+    page.generate(tags(*PAIR))
+    page.wait_report("img.klora-map")
+
+
 def test_the_schedule_follows_the_sliders(page):
     def drawn():
         return page.part("schedule").locator("path").first.get_attribute("d")

@@ -1,0 +1,70 @@
+"""Takes the screenshots of the README from a real WebUI: make screenshots HOST=a1111.
+
+Usage: python tools/screenshots.py HOST FOLDER. Needs what the live tests of the page need.
+"""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "live"))
+
+import make_loras  # noqa: E402 - needs the path
+from browser import Page, chromium  # noqa: E402
+from webui import WebUI, find, locate  # noqa: E402
+
+PAIR = "a cat on a chair <klora:sd15_content> <klora:sd15_style>"
+BUILD = Path(os.environ.get("KLORA_LIVE") or ROOT / "build" / "live")
+
+
+def main() -> None:
+    """Starts the host, and takes one picture of each state of the accordion."""
+    host, folder = sys.argv[1], Path(sys.argv[2])
+    if find(host) is None:
+        sys.exit(locate(host).missing)
+    folder.mkdir(parents=True, exist_ok=True)
+    server = WebUI(find(host), BUILD / host)
+    server.make_models()
+    make_loras.write_set(server.checkpoints, server.loras)
+    with server, chromium() as browser:
+        for theme, width in (("light", 1500), ("dark", 1500), ("light", 560)):
+            name = "narrow" if width < 1000 else theme
+            states(Page(browser, server, theme=theme, width=width), folder, f"{host}-{name}")
+
+
+def states(page: Page, folder: Path, name: str) -> None:
+    """Closed, open, with the map, with an error, advanced."""
+
+    def take(state: str) -> None:
+        page.page.mouse.move(0, 0)
+        page.page.wait_for_timeout(400)
+        shrink(page.part("enabled").screenshot(), folder / f"{name}-{state}.png")
+
+    take("closed")
+    page.switch_on()
+    take("open")
+    page.number("steps", 30)
+    page.prompt.fill(PAIR)
+    page.part("preview").click()
+    page.wait_report("img.klora-map")
+    take("map")
+    page.prompt.fill("a cat <klora:no_such_file> <klora:sd15_style>")
+    page.part("preview").click()
+    page.wait_report(".klora-error")
+    take("error")
+    page.part("advanced").locator("> .label-wrap").click()
+    take("advanced")
+    page.close()
+
+
+def shrink(png: bytes, path: Path) -> None:
+    """Saves a screenshot in 128 colours, which is all that the page has, at a third of the size."""
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(128).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
