@@ -39,7 +39,7 @@ bench: $(VENV)/ready
 	$(BIN)/python bench/run.py $(if $(QUICK),--quick) $(if $(HOSTS),--hosts)
 
 screenshots: $(VENV)/ready
-	$(BIN)/python tools/screenshots.py
+	$(BIN)/python tools/screenshots.py $(or $(HOST),forge) docs/screenshots
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis

@@ -75,15 +75,16 @@ def error_html(sentence: str) -> str:
 def keep_maps(processed: Any, report: Report) -> None:
     """Shows the maps of a generation among its images, or saves them beside the first of them, as
     the Settings page says."""
-    if report.pair is None or report.error:
+    append, save = (getattr(shared.opts, f"klora_{do}_map", False) for do in ("append", "save"))
+    if report.pair is None or report.error or not (append or save):
         return
     for i, plan in enumerate(report.plans):
         picture = Image.fromarray(selection_map(plan, report.pair))
         saved = getattr(processed.images[0], "already_saved_as", None) if processed.images else None
-        if saved and getattr(shared.opts, "klora_save_map", False):
+        if saved and save:
             path = Path(saved)
             picture.save(path.with_name(f"{path.stem}-klora{'-hires' if i else ''}.png"))
-        if getattr(shared.opts, "klora_append_map", False):
+        if append:
             processed.images.append(picture)
             processed.infotexts.append(describe(plan, report.pair))
 
