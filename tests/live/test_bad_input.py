@@ -115,10 +115,11 @@ def test_a_spelling_that_the_host_does_not_apply_gets_a_sentence(webui, host):
         assert "K-LoRA error" not in result.infotexts[0]
 
 
-def test_a_pickle_is_not_opened_by_us(webui, host):
+def test_a_pickle_is_not_opened_by_us(webui, tmp_path):
     """A1111 reads it through its own safe loader; Forge's would rename it, so it is refused."""
     path = webui.loras / "pickled.pt"
-    path.write_bytes(b"cos\nsystem\n(S'touch /tmp/klora-was-here'\ntR.")
+    trace = tmp_path / "was-here"
+    path.write_bytes(f"cos\nsystem\n(S'touch {trace}'\ntR.".encode())
     webui.refresh_loras()
     base = webui.txt2img()
     before = folder_state(webui)
@@ -127,5 +128,6 @@ def test_a_pickle_is_not_opened_by_us(webui, host):
     assert "K-LoRA error" in result.infotexts[0]
     assert "pickled" in result.infotexts[0].partition("K-LoRA error")[2]
     assert folder_state(webui) == before
+    assert not trace.exists()
     path.unlink()
     webui.refresh_loras()
