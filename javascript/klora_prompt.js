@@ -62,6 +62,7 @@
 
     // ---- the buttons on the cards -----------------------------------------------------------------
 
+    const translated = (text) => (window.localization || {})[text] || text;
     const prompt = (tab) => gradioApp().querySelector(`#${tab}_prompt textarea`);
 
     function showState(tab) {
@@ -83,7 +84,8 @@
         button.className = 'klora-role';
         button.dataset.role = role;
         button.textContent = role[0].toUpperCase();
-        button.title = `K-LoRA: this is the ${role}. Again: take it out. The other letter: swap the two roles.`;
+        button.title = translated(
+            `K-LoRA: this is the ${role}. Again: take it out. The other letter: swap the two roles.`);
         button.setAttribute('aria-label', `K-LoRA ${role}: ${card.dataset.name}`);
         button.setAttribute('aria-pressed', 'false');
         button.addEventListener('click', (event) => {

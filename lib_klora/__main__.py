@@ -3,6 +3,7 @@
 ::
 
     python -m lib_klora plan CONTENT STYLE [--steps 30] [--scale S*] … [--png map.png]
+    python -m lib_klora plan CONTENT STYLE --method "LoRA Switch"
     python -m lib_klora inspect FILE [--json file.json]
 
 Exit code 0: done; 1: the files cannot be used, the reason is on stderr; 2: wrong call; 130:
@@ -23,13 +24,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from . import plot
 from .errors import KLoraError, get_log
 from .layer_names import is_attention
 from .lora_file import LoraFile, parse_lora, read_safetensors
+from .methods import METHODS
 from .pair import Pair, pair_files
 from .plan import Plan, make_plan
 from .score_cache import ScoreCache, file_sha256
@@ -37,7 +38,9 @@ from .scores import Scores, compute_scores
 from .settings import FIELDS, default_beta, from_fields
 from .tag import ROLES
 
-_SETTINGS = ("alpha", "beta", "scale", "gamma", "layers", "top_k", "unpaired")
+_SETTINGS = (
+    "alpha", "beta", "scale", "method", "gamma", "layers", "top_k", "unpaired", "seed",
+)  # fmt: skip
 """The fields that decide a plan."""
 
 _SPELLINGS = (
@@ -152,13 +155,15 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     pair = pair_files(
         *files.values(), layers=settings.layers, top_k=settings.top_k, unpaired=settings.unpaired
     )
-    scores = compute_scores(
-        pair,
-        _device(options.device),
-        progress=_progress_bar(),
-        cache=ScoreCache(options.cache) if options.cache else None,
-        sha256=tuple(hashes.values()),
-    )
+    scores, device = None, _device(options.device)
+    if METHODS[settings.method].needs_scores:
+        scores = compute_scores(
+            pair,
+            device,
+            progress=_progress_bar(),
+            cache=ScoreCache(options.cache) if options.cache else None,
+            sha256=tuple(hashes.values()),
+        )
     plan = make_plan(pair, scores, settings, options.steps)
     if options.png:
         Path(options.png).write_bytes(plot.png(plot.selection_map(plan, pair)))
@@ -176,18 +181,24 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         for note in (*pair.notes, *(_unread_note(files[role]) for role in ROLES)):
             if note:
                 print(f"         {note}")
-        print(f"γ        {plan.gamma:.6g} ({settings.gamma})")
+        if plan.gamma is not None:
+            origin = settings.gamma if METHODS[plan.method].uses_gamma else plan.method
+            print(f"γ        {plan.gamma:.6g} ({origin})")
         print()
-        print("step  progress  content")
-        for step, share in enumerate(plot.content_share(plan)):
-            bar = "#" * round(40 * share)
-            print(f"{step + 1:4}  {plan.t[step]:8.3f}  {bar:.<40} {100 * share:3.0f} %")
+        print("step  progress  content #, style ., both +")
+        shares = zip(plot.content_share(plan), plot.style_share(plan), strict=True)
+        for step, (content, style) in enumerate(shares):
+            bar = "#" * round(40 * (1 - style))
+            bar = f"{bar:+<{round(40 * content)}}"
+            print(f"{step + 1:4}  {plan.t[step]:8.3f}  {bar:.<40} {100 * content:3.0f} %")
         print()
         print(plot.describe(plan, pair))
 
 
-def _plan_record(pair: Pair, scores: Scores, plan: Plan) -> dict[str, Any]:
-    """A plan as JSON; a layer's choice has a letter for each step, c or s."""
+def _plan_record(pair: Pair, scores: Scores | None, plan: Plan) -> dict[str, Any]:
+    """A plan as JSON; a layer's choice has a letter for each step: c, s, or b for both. What a
+    method does not need is null."""
+    columns = ("s_content", "s_style", "abs_content", "abs_style")
     return {
         "steps": plan.steps,
         "gamma": plan.gamma,
@@ -198,11 +209,8 @@ def _plan_record(pair: Pair, scores: Scores, plan: Plan) -> dict[str, Any]:
             {
                 "name": layer.name,
                 "k": layer.k,
-                "s_content": float(scores.s_content[i]),
-                "s_style": float(scores.s_style[i]),
-                "abs_content": float(scores.abs_content[i]),
-                "abs_style": float(scores.abs_style[i]),
-                "choice": "".join(np.where(plan.content[: plan.steps, i], "c", "s")),
+                **{x: float(getattr(scores, x)[i]) if scores else None for x in columns},
+                "choice": "".join(" csb"[x] for x in plan.choice[: plan.steps, i]),
             }
             for i, layer in enumerate(pair.paired)
         ],

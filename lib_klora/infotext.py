@@ -62,7 +62,7 @@ def _typed(field: Field, text: str) -> Any:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return repr(value).removesuffix(".0") if isinstance(value, float) else _escape(value)
+    return _escape(value) if isinstance(value, str) else repr(value).removesuffix(".0")
 
 
 def _escape(text: str) -> str:

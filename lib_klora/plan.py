@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from . import klora
+from .methods import BITS, METHODS, Given
 from .pair import Pair
 from .scores import Scores
 from .settings import Settings
+from .tag import CONTENT, STYLE
 
 
 @dataclass(frozen=True)
@@ -18,24 +21,36 @@ class Plan:
 
     Attributes:
         layers: names of the paired layers.
-        content: bool, shape [steps + 1, layers]: True where content is applied. The last row is
-            t = 1, for samplers that make more calls than they have steps.
+        choice: uint8, shape [steps + 1, layers]: what a layer gets, as ``methods.BITS``. The last
+            row is t = 1, for samplers that make more calls than they have steps.
         t: shape [steps + 1], the progress of each row.
-        gamma: γ.
+        gamma: γ; None for a method that does not weigh the layers.
+        method: its name.
     """
 
     layers: tuple[str, ...]
-    content: np.ndarray
+    choice: np.ndarray
     t: np.ndarray
-    gamma: float
+    gamma: float | None
+    method: str
 
     @property
     def steps(self) -> int:
         return len(self.t) - 1
 
+    @cached_property
+    def content(self) -> np.ndarray:
+        """True where content is applied, alone or with style; bool, shape [steps + 1, layers]."""
+        return (self.choice & BITS[CONTENT]).astype(bool)
+
+    @cached_property
+    def style(self) -> np.ndarray:
+        """True where style is applied, alone or with content; bool, shape [steps + 1, layers]."""
+        return (self.choice & BITS[STYLE]).astype(bool)
+
     def row(self, finished_steps: int) -> np.ndarray:
-        """The choice once ``finished_steps`` steps are done: bool, shape [layers]."""
-        return self.content[min(finished_steps, self.steps)]
+        """The choice once ``finished_steps`` steps are done: uint8, shape [layers]."""
+        return self.choice[min(finished_steps, self.steps)]
 
 
 def progress(steps: int, t0: float = 0.0) -> np.ndarray:
@@ -46,14 +61,23 @@ def progress(steps: int, t0: float = 0.0) -> np.ndarray:
     return t0 + (1 - t0) * np.minimum(np.arange(steps + 1) / max(steps, 1), 1)
 
 
-def make_plan(pair: Pair, scores: Scores, settings: Settings, steps: int, t0: float = 0.0) -> Plan:
-    """The choice for every step of a pass of ``steps`` steps that starts at progress ``t0``."""
+def make_plan(
+    pair: Pair, scores: Scores | None, settings: Settings, steps: int, t0: float = 0.0
+) -> Plan:
+    """The choice for every step of a pass of ``steps`` steps that starts at progress ``t0``.
+
+    ``scores`` may be None if the method needs none.
+    """
     t = progress(steps, t0)
+    method = METHODS[settings.method]
     scale = {
         "S": lambda: klora.scale_s(t, settings.alpha, settings.beta),
         "S*": lambda: klora.scale_s_star(t, settings.alpha, settings.beta),
         "none": lambda: klora.scale_none(t),
-    }[settings.scale]()
-    gamma = scores.gamma(settings.gamma)
-    content = klora.chooses_content(scores.s_content, scores.s_style, gamma, scale)
-    return Plan(tuple(layer.name for layer in pair.paired), content, t, gamma)
+    }[settings.scale if method.uses_scale else "none"]()
+    gamma = None
+    if method.needs_scores:
+        gamma = scores.gamma(settings.gamma) if method.uses_gamma else 1.0
+    given = Given(scale, len(pair.paired), settings.seed, scores, gamma)
+    names = tuple(layer.name for layer in pair.paired)
+    return Plan(names, method.rule(given), t, gamma, settings.method)

@@ -14,18 +14,23 @@ from itertools import groupby
 
 import numpy as np
 
+from .methods import BITS, BOTH
 from .pair import Pair
 from .plan import Plan
 from .tag import CONTENT, ROLES, STYLE
 
-# Blue and orange of Okabe and Ito, which people with any kind of colour blindness tell apart; they
-# also differ in lightness, so a grey print shows the map too.
-COLOURS = {CONTENT: (0, 114, 178), STYLE: (230, 159, 0)}
+# Blue and orange of Okabe and Ito, and a plum darker than both: people with any kind of colour
+# blindness tell them apart, and they differ in lightness, so a grey print shows the map too.
+COLOURS = {CONTENT: (0, 114, 178), STYLE: (230, 159, 0), "both": (80, 20, 90)}
 _PAPER, _INK = (255, 255, 255), (51, 51, 51)
+_OF_CHOICE = np.array([_PAPER, *COLOURS.values()], np.uint8)
+"""Colour of a number in ``Plan.choice``."""
 
 _WIDTH, _HEIGHT = 640, 560
 """Pixels of the map that are aimed at; a step and a layer take whole pixels, at least one."""
 _SHARE_HEIGHT, _GAP, _ZOOM = 40, 6, 2
+_MOST_TAKEOVERS = 4
+"""That are told one by one."""
 
 _BLOCKS = (  # (beginning of a common name, what it is called), in the network's order
     (re.compile(r"input_blocks_(\d+)_"), "down"),
@@ -56,7 +61,10 @@ def selection_map(plan: Plan, pair: Pair) -> np.ndarray:
     wide, high = max(1, _WIDTH // steps), max(1, _HEIGHT // max(1, len(names)))
     left, line = _text_width("content %") + 2 * _GAP, 5 * _ZOOM + _GAP
     map_height = len(names) * high + len(blocks)
-    width = left + max(steps * wide, _text_width("content  style  in one file only") + 4 * line)
+    legend = [(word, COLOURS[word], COLOURS[word]) for word in (*ROLES, *_both_if_any(plan))]
+    legend.append(("in one file only", *(_lighter(COLOURS[role]) for role in ROLES)))
+    words_width = _text_width("  ".join(words for words, *_ in legend)) + 4 * line
+    width = left + max(steps * wide, words_width)
     height = _GAP + map_height + _GAP + _SHARE_HEIGHT + _GAP + 2 * line
     picture = np.empty((height, width + 4 * _GAP, 3), np.uint8)
     picture[:] = _PAPER
@@ -70,8 +78,7 @@ def selection_map(plan: Plan, pair: Pair) -> np.ndarray:
         for name in layers:
             colours = np.empty((steps, 3), np.uint8)
             if name in column:
-                chosen = plan.content[:steps, column[name], None]
-                colours[:] = np.where(chosen, COLOURS[CONTENT], COLOURS[STYLE])
+                colours[:] = _OF_CHOICE[plan.choice[:steps, column[name]]]
             else:
                 colours[:] = _lighter(COLOURS[pair.unpaired[name]])
             picture[y : y + high, left : left + steps * wide] = colours.repeat(wide, axis=0)
@@ -80,11 +87,14 @@ def selection_map(plan: Plan, pair: Pair) -> np.ndarray:
 
     y = _GAP + map_height + _GAP
     _write(picture, "content %", y + (_SHARE_HEIGHT - 5 * _ZOOM) // 2, _GAP)
-    for step, share in enumerate(content_share(plan)):
-        split = y + round(_SHARE_HEIGHT * (1 - share))
+    shares = zip(content_share(plan), _share(plan, BITS[CONTENT]), strict=True)
+    for step, (with_content, alone) in enumerate(shares):
+        both = y + round(_SHARE_HEIGHT * (1 - with_content))
+        content = y + round(_SHARE_HEIGHT * (1 - alone))
         x = slice(left + step * wide, left + (step + 1) * wide)
-        picture[y:split, x] = COLOURS[STYLE]
-        picture[split : y + _SHARE_HEIGHT, x] = COLOURS[CONTENT]
+        picture[y:both, x] = COLOURS[STYLE]
+        picture[both:content, x] = COLOURS["both"]
+        picture[content : y + _SHARE_HEIGHT, x] = COLOURS[CONTENT]
 
     y += _SHARE_HEIGHT + _GAP
     _write(picture, "step", y, _GAP)
@@ -93,12 +103,7 @@ def selection_map(plan: Plan, pair: Pair) -> np.ndarray:
         _write(picture, str(step), y, left + (step - 1) * wide)
 
     x, y = left, y + line
-    lighter = [_lighter(COLOURS[role]) for role in ROLES]
-    for words, *pair_of_colours in (
-        (CONTENT, COLOURS[CONTENT], COLOURS[CONTENT]),
-        (STYLE, COLOURS[STYLE], COLOURS[STYLE]),
-        ("in one file only", *lighter),
-    ):
+    for words, *pair_of_colours in legend:
         for colour in pair_of_colours:
             picture[y : y + 5 * _ZOOM, x : x + 4 * _ZOOM] = colour
             x += 4 * _ZOOM
@@ -128,47 +133,73 @@ def png(picture: np.ndarray) -> bytes:
 
 
 def content_share(plan: Plan) -> np.ndarray:
-    """Which part of the paired layers has content in each step; fp64 of shape [steps], 0..1."""
-    if not plan.layers:
-        return np.zeros(plan.steps)
-    return plan.content[: plan.steps].mean(axis=1)
+    """Which part of the paired layers has content in each step, alone or with style; fp64 of shape
+    [steps], 0..1."""
+    return _part(plan.content)
+
+
+def style_share(plan: Plan) -> np.ndarray:
+    """Which part of the paired layers has style in each step, alone or with content; likewise."""
+    return _part(plan.style)
 
 
 def describe(plan: Plan, pair: Pair) -> str:
     """The map in words: “47 % content; style takes over at step 9 of 30; 12 layers only in the
-    style file”."""
+    style file”, after the name of a method other than K-LoRA."""
     parts = []
-    if plan.layers:
-        parts.append(f"{_percent(plan.content[: plan.steps].mean())} content")
-        parts.append(_takeovers(content_share(plan)))
-    else:
+    shares = {word: _share(plan, bits) for word, bits in (*BITS.items(), ("both", BOTH))}
+    if not plan.layers:
         parts.append("no layer is in both files")
+    elif (shares["both"] == 1).all():
+        parts.append("every layer gets both in every step")
+    else:
+        for word in (CONTENT, *_both_if_any(plan)):
+            parts.append(f"{_percent(shares[word].mean())} {word}")
+        parts.append(_takeovers(shares[CONTENT], shares[STYLE]))
     for role in ROLES:
         count = sum(only == role for only in pair.unpaired.values())
         if count:
             parts.append(f"{count} layer{'s' * (count > 1)} only in the {role} file")
-    return "; ".join(parts)
+    words = "; ".join(parts)
+    return words if plan.method == "K-LoRA" else f"{plan.method}: {words}"
 
 
-def _takeovers(shares: np.ndarray) -> str:
-    """Who has more layers, and when that changes. A tie changes nothing."""
-    if shares.min() == shares.max() and shares[0] in (0, 1):
-        role, other = (CONTENT, STYLE) if shares[0] else (STYLE, CONTENT)
-        return f"every step is {role}, {other} never comes to bear"
+def _takeovers(content: np.ndarray, style: np.ndarray) -> str:
+    """Who has more layers, and when that changes, from each one's share of a step. A tie changes
+    nothing."""
+    for role, other, share in ((CONTENT, STYLE, content), (STYLE, CONTENT, style)):
+        if (share == 1).all():
+            return f"every step is {role}, {other} never comes to bear"
     leader, changes = None, []
-    for step, share in enumerate(shares, 1):
-        ahead = leader or CONTENT if share == 0.5 else CONTENT if share > 0.5 else STYLE
+    for step, (c, s) in enumerate(zip(content, style, strict=True), 1):
+        ahead = leader or CONTENT if c == s else CONTENT if c > s else STYLE
         if ahead != leader:
             changes.append((ahead, step))
             leader = ahead
     if len(changes) == 1:
         return f"{leader} has more layers in every step"
+    if len(changes) > _MOST_TAKEOVERS + 1:
+        return f"content and style take turns, {len(changes) - 1} times in {len(content)} steps"
     takes_over = " takes over at"
     words = []
     for role, step in changes[1:]:
         words.append(f"{role}{takes_over} step {step}")
         takes_over = " at"
-    return f"{', '.join(words)} of {len(shares)}"
+    return f"{', '.join(words)} of {len(content)}"
+
+
+def _share(plan: Plan, bits: int) -> np.ndarray:
+    """Which part of the paired layers has exactly these in each step; fp64 of shape [steps]."""
+    return _part(plan.choice == bits)
+
+
+def _part(where: np.ndarray) -> np.ndarray:
+    steps, layers = len(where) - 1, where.shape[1]
+    return where[:steps].mean(axis=1) if layers else np.zeros(steps)
+
+
+def _both_if_any(plan: Plan) -> tuple[str, ...]:
+    return ("both",) if (plan.choice[: plan.steps] == BOTH).any() else ()
 
 
 def _percent(share: float) -> str:

@@ -21,6 +21,7 @@ from .errors import KLoraError, get_log
 from .hosts import Fusion, Host, HostLora, OnDisk
 from .layer_names import is_attention
 from .lora_file import LoraFile, parse_lora
+from .methods import METHODS
 from .pair import Pair, pair_files
 from .plan import Plan, make_plan
 from .score_cache import ScoreCache, file_sha256
@@ -76,7 +77,7 @@ class _Active:
 
     settings: Settings
     pair: Pair
-    scores: Scores
+    scores: Scores | None
     fusion: Fusion
     text_encoder: tuple | None
     """What was added to the text encoder; None for nothing."""
@@ -107,7 +108,7 @@ class Session:
         self._reported: Any = lambda: None
         self._report = Report()
         self._loras: dict[tuple, HostLora] = {}
-        self._pairs: dict[tuple, tuple[Pair, Scores, list[str]]] = {}
+        self._pairs: dict[tuple, tuple[Pair, Scores | None, list[str]]] = {}
         self._fusions: dict[tuple, Fusion] = {}
         self._hashes: dict[tuple, str] = {}
         self.score_cache = ScoreCache(host.cache_folder())
@@ -194,9 +195,10 @@ class Session:
         steps: int,
         t0: float = 0.0,
         progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[Report, Scores]:
-        """The choice that a generation of ``steps`` steps from progress ``t0`` would make; nothing
-        is applied. The caller sees to it that no generation runs meanwhile.
+    ) -> tuple[Report, Scores | None]:
+        """The choice that a generation of ``steps`` steps from progress ``t0`` would make, and the
+        scores if the method needs them; nothing is applied. The caller sees to it that no
+        generation runs meanwhile.
 
         Raises KLoraError where the generation would be made without K-LoRA.
         """
@@ -295,24 +297,28 @@ class Session:
         on_disk: dict[str, OnDisk],
         settings: Settings,
         progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[dict[str, HostLora], Pair, Scores, list[str]]:
-        """Both files in the host's form, their scores, and what to tell; from memory where
-        possible."""
+    ) -> tuple[dict[str, HostLora], Pair, Scores | None, list[str]]:
+        """Both files in the host's form, their scores if the method needs them, and what to tell;
+        from memory where possible."""
         versions = tuple(on_disk[role].version for role in ROLES)
         pair_key = (*versions, settings.layers, settings.top_k, settings.unpaired, self._model)
+        needs_scores = METHODS[settings.method].needs_scores
+        known = self._pairs.get(pair_key)
+        if known is not None and known[1] is None and needs_scores:
+            known = None
         loras, files, notes = {}, {}, []
         for i, role in enumerate(ROLES):
             # One file in both roles is read twice: the host's record of it holds one weight.
             key = (versions[i], i if versions[0] == versions[1] else 0)
             lora = self._loras.get(key)
-            if lora is None or pair_key not in self._pairs:
+            if lora is None or known is None:
                 tensors = self._host.read(on_disk[role])
                 file = parse_lora(on_disk[role].name, tensors)
                 lora = lora or self._host.load(on_disk[role], tensors)
                 files[role], more = self._fitting(file, lora, settings.layers)
                 notes += more
             loras[role] = self._loras[key] = lora
-        if pair_key not in self._pairs:
+        if known is None:
             pair = pair_files(
                 files[CONTENT],
                 files[STYLE],
@@ -320,17 +326,19 @@ class Session:
                 top_k=settings.top_k,
                 unpaired=settings.unpaired,
             )
-            scores = compute_scores(
-                pair,
-                self._host.device(),
-                progress=progress or self._host.show_progress,
-                cache=self.score_cache,
-                sha256=tuple(self._sha256(on_disk[role]) for role in ROLES),
-            )
+            scores = None
+            if needs_scores:
+                scores = compute_scores(
+                    pair,
+                    self._host.device(),
+                    progress=progress or self._host.show_progress,
+                    cache=self.score_cache,
+                    sha256=tuple(self._sha256(on_disk[role]) for role in ROLES),
+                )
             for note in pair.notes:
                 log.info(note)
-            self._pairs[pair_key] = (pair.without_tensors(), scores, notes)
-        return loras, *self._pairs[pair_key]
+            known = self._pairs[pair_key] = (pair.without_tensors(), scores, notes)
+        return loras, *known
 
     def _sha256(self, on_disk: OnDisk) -> str:
         """Of the whole file: the hosts' own hash leaves out its header, which names the layers."""

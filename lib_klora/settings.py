@@ -9,6 +9,7 @@ from typing import Any
 
 from . import klora
 from .errors import KLoraError
+from .methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -21,19 +22,21 @@ class Field:
         help: one plain sentence.
         default: the paper's value; None where it depends on another field.
         choices: the allowed words, for a word.
-        low, high: the allowed range of a number, both inclusive; ``above`` excludes ``low``.
-        slider: range and step that the page offers; the API allows low..high.
+        low, high: the allowed range of a number, both inclusive; ``above`` excludes ``low``,
+            ``whole`` excludes fractions.
+        slider: range and step that the page offers; the API allows low..high. None: a number field.
         per_pair: names one pair of files, so it has no default on the Settings page.
     """
 
     name: str
     label: str
     help: str
-    default: bool | float | str | None
+    default: bool | int | float | str | None
     choices: tuple[str, ...] = ()
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
+    whole: bool = False
     slider: tuple[float, float, float] | None = None
     per_pair: bool = False
 
@@ -75,7 +78,14 @@ FIELDS = (
         "S",
         choices=("S", "S*", "none"),
     ),
-    Field("method", "Method", "How the two LoRAs are fused.", "K-LoRA", choices=("K-LoRA",)),
+    Field(
+        "method",
+        "Method",
+        "How the two LoRAs are fused. "
+        + " ".join(f"{name}: {method.help}." for name, method in METHODS.items()),
+        "K-LoRA",
+        choices=tuple(METHODS),
+    ),
     Field(
         "layers",
         "Layers",
@@ -185,6 +195,16 @@ FIELDS = (
         high=1e10,
         slider=(0, 4, 0.05),
     ),
+    Field(
+        "seed",
+        "Selection seed",
+        "Seed of Random selection: the same number gives two files the same selection again. The "
+        "picture has its own seed.",
+        0,
+        low=0,
+        high=1e9,
+        whole=True,
+    ),
 )
 BY_NAME = {field.name: field for field in FIELDS}
 
@@ -212,6 +232,7 @@ class Settings:
     hires_scale: str = "S"
     hires_alpha: float = klora.ALPHA
     hires_beta: float | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for field in FIELDS:
@@ -283,8 +304,10 @@ def checked(field: Field, value: Any) -> Any:
     """``value`` as the field's type. Raises KLoraError that names the field; a number must not be
     a bool, nor a bool a number."""
 
+    written = value
+
     def wrong(allowed: str) -> KLoraError:
-        return KLoraError(f"{field.name} is {value!r}: it must be {allowed}.")
+        return KLoraError(f"{field.name} is {written!r}: it must be {allowed}.")
 
     if field.choices:
         if value not in field.choices:
@@ -312,6 +335,7 @@ def checked(field: Field, value: Any) -> Any:
         value = math.inf
     if not math.isfinite(value):
         raise wrong(f"a finite number{span}")
-    if not field.low <= value <= field.high or (field.above and value == field.low):
-        raise wrong(f"a number{span}")
-    return value
+    outside = not field.low <= value <= field.high or (field.above and value == field.low)
+    if outside or (field.whole and not value.is_integer()):
+        raise wrong(f"a {'whole ' * field.whole}number{span}")
+    return int(value) if field.whole else value

@@ -1,4 +1,5 @@
-"""Writes localizations/*.json, which the WebUI offers as its languages, from the table of settings.
+"""Writes localizations/*.json, which the WebUI offers as its languages, from the table of settings
+and lib_klora/texts.py.
 
 Usage: python tools/make_localizations.py [--check]. A text of the page without a translation here
 is an error, so a new setting cannot be forgotten. The host translates a text that is equal to a
@@ -12,12 +13,50 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lib_klora.settings import FIELDS, NO_LORA  # noqa: E402 - needs the path
+from lib_klora import texts as page  # noqa: E402 - needs the path
+from lib_klora.settings import FIELDS, NO_LORA  # noqa: E402
 
 LANGUAGES = ("zh_CN", "ja_JP")
 NAMES = {"K-LoRA"}
 """Not translated."""
-OTHER_TEXTS = ("Preview selection", "Paper defaults", "Advanced", NO_LORA, "Clear analysis cache")
+OTHER_TEXTS = (
+    page.PREVIEW, page.DEFAULTS, page.ADVANCED, NO_LORA, *page.HINT, page.ANALYSING,
+    page.CLEAR_CACHE, "subject", "style",
+    "K-LoRA: this is the content. Again: take it out. The other letter: swap the two roles.",
+    "K-LoRA: this is the style. Again: take it out. The other letter: swap the two roles.",
+)  # fmt: skip
+SENTENCES = (
+    page.cache_sentence(0, 1),
+    # the reading of a selection map
+    "Hires: 1 % content; 1 % both; above 1 % content; below 1 % content",
+    "style takes over at step 2, content at step 3, style at step 4 of 5",
+    "content takes over at step 2 of 5",
+    "content has more layers in every step; style has more layers in every step",
+    "content and style take turns, 7 times in 9 steps; every layer gets both in every step",
+    "every step is content, style never comes to bear",
+    "every step is style, content never comes to bear",
+    "1 layer only in the content file; 2 layers only in the content file",
+    "1 layer only in the style file; 2 layers only in the style file; no layer is in both files",
+    # what was done
+    "Subject “x”, style “y”.",
+    "The prompt's <klora:…> tags are used, not the LoRAs named beside them.",
+    "2 layers of “x” (such as y) do not fit this model and are left out.",
+    "2 layers of “x” (such as y) are of a type that K-LoRA cannot compare and are left out.",
+    # what went wrong
+    "No LoRAs are given: choose a content and a style LoRA, or write two <klora:NAME> tags.",
+    "K-LoRA is switched on, but no LoRAs are given: write two <klora:NAME> tags, or name a content "
+    "and a style LoRA.",
+    "There is no LoRA “x”: check the spelling against the Lora tab, and press Refresh there if the "
+    "file is new.",
+    "K-LoRA needs exactly two <klora:…> tags, one for the subject and one for the style, but the "
+    "prompt has 1 (“x”): add a second one.",
+    "K-LoRA needs exactly two <klora:…> tags, one for the subject and one for the style, but the "
+    "prompt has 3 (“x”, “y”, “z”): keep two; others can be <lora:…>.",
+    "The comparison of the two LoRAs was interrupted: generate again and it goes on where it "
+    "stopped.",
+)
+"""Sentences that a run or a preview makes, about any names and numbers. All others can be
+translated in the same way; these are what people see most."""
 
 TRANSLATIONS = {
     "Use these settings. Off: two <klora:…> tags in the prompt still work, with the defaults "
@@ -42,7 +81,22 @@ TRANSLATIONS = {
         "S：主題、次に画風。S*：画風、主題、画風。none：変化なし。",
     ),
     "Method": ("方法", "方式"),
-    "How the two LoRAs are fused.": ("两个 LoRA 的融合方式。", "2 つの LoRA の融合方式。"),
+    "How the two LoRAs are fused. K-LoRA: the LoRA whose largest entries weigh more. Direct merge: "
+    "both LoRAs in every layer and step. LoRA Switch: content and style in turn, step by step. "
+    "Fixed selection: content while S(t) is below 1, then style. Random selection: content with "
+    "probability 1/3, else style. Top-K without scale: K-LoRA with S(t) = 1. Without γ: K-LoRA "
+    "with γ = 1.": (
+        "两个 LoRA 的融合方式。K-LoRA：采用最大元素更重的 LoRA。"
+        "Direct merge：每层每步同时使用两个 LoRA。LoRA Switch：内容与风格逐步交替。"
+        "Fixed selection：S(t) 小于 1 时用内容，之后用风格。"
+        "Random selection：以 1/3 的概率用内容，否则用风格。"
+        "Top-K without scale：S(t) = 1 的 K-LoRA。Without γ：γ = 1 的 K-LoRA。",
+        "2 つの LoRA の融合方式。K-LoRA：最大要素の重い方の LoRA。"
+        "Direct merge：全層・全ステップで両方。LoRA Switch：1 ステップごとに内容と画風を交互に。"
+        "Fixed selection：S(t) が 1 未満の間は内容、以後は画風。"
+        "Random selection：確率 1/3 で内容、それ以外は画風。"
+        "Top-K without scale：S(t) = 1 の K-LoRA。Without γ：γ = 1 の K-LoRA。",
+    ),
     "Layers": ("层", "層"),
     "attention: the layers of the paper, everything else in the files is left out. all: every "
     "layer that the files have.": (
@@ -110,16 +164,152 @@ TRANSLATIONS = {
     "As α, for the hires pass.": ("同 α，用于高清修复阶段。", "α の高解像度パス用。"),
     "Hires β: start": ("高清修复 β：起点", "高解像度 β：始点"),
     "As β, for the hires pass.": ("同 β，用于高清修复阶段。", "β の高解像度パス用。"),
+    "Selection seed": ("选择的种子", "選択のシード"),
+    "Seed of Random selection: the same number gives two files the same selection again. The "
+    "picture has its own seed.": (
+        "Random selection 的种子：对同样的两个文件，相同的数字给出相同的选择。与图像的种子无关。",
+        "Random selection のシード：同じ 2 つのファイルなら、同じ数で同じ選択になります。"
+        "画像のシードとは別です。",
+    ),
     "Preview selection": ("预览选择图", "選択をプレビュー"),
     "Paper defaults": ("论文默认值", "論文の既定値"),
     "Advanced": ("高级", "詳細"),
-    "Clear analysis cache": ("清除分析缓存", "解析キャッシュを消去"),
     NO_LORA: ("无（使用标签）", "なし（タグを使用）"),
+    "Clear cache": ("清除缓存", "キャッシュを消去"),
+    "Choose a content and a style LoRA, or write": (
+        "请选择内容 LoRA 和风格 LoRA，或在提示词中写入",
+        "内容 LoRA と画風 LoRA を選ぶか、プロンプトに",
+    ),
+    "in the prompt.": ("。", "と書いてください。"),
+    "Analysing": ("正在分析", "解析中"),
+    "subject": ("主体", "主題"),
+    "style": ("风格", "画風"),
+    "K-LoRA: this is the content. Again: take it out. The other letter: swap the two roles.": (
+        "K-LoRA：用作内容。再按一次：移除。按另一个字母：交换两者的角色。",
+        "K-LoRA：内容にする。もう一度押すと外す。もう一方の文字で役割を入れ替え。",
+    ),
+    "K-LoRA: this is the style. Again: take it out. The other letter: swap the two roles.": (
+        "K-LoRA：用作风格。再按一次：移除。按另一个字母：交换两者的角色。",
+        "K-LoRA：画風にする。もう一度押すと外す。もう一方の文字で役割を入れ替え。",
+    ),
+    "Tags without the accordion": ("不打开折叠面板也使用标签", "アコーディオンなしのタグ"),
+    "Two <klora:…> tags work while the accordion is off, with the defaults below.": (
+        "折叠面板关闭时，两个 <klora:…> 标签仍然有效，并采用下面的默认值。",
+        "アコーディオンがオフでも、2 つの <klora:…> タグは下の既定値で有効です。",
+    ),
+    "Selection map in the gallery": ("在图库中显示选择图", "選択マップをギャラリーに表示"),
+    "Show which LoRA each layer got, after the images.": (
+        "在图像之后显示每一层采用了哪个 LoRA。",
+        "各層がどの LoRA を使ったかを、画像の後に表示します。",
+    ),
+    "Save the selection map": ("保存选择图", "選択マップを保存"),
+    "Beside the first image, as NAME-klora.png.": (
+        "保存在第一张图像旁，文件名为 NAME-klora.png。",
+        "最初の画像の隣に NAME-klora.png として保存します。",
+    ),
+    "Log level": ("日志级别", "ログレベル"),
+    "How much K-LoRA writes to the log.": (
+        "K-LoRA 写入日志的详细程度。",
+        "K-LoRA がログに書く量。",
+    ),
+    "The analysis cache has": ("分析缓存大小为", "解析キャッシュは"),
+    "MiB, of": ("MiB，上限", "MiB、上限"),
+    "MiB at most. It keeps what the comparison of a LoRA file found, so that no file is analysed "
+    "twice.": (
+        "MiB。它保存 LoRA 文件的比较结果，使同一文件不必重复分析。",
+        "MiB です。LoRA ファイルの比較結果を保存し、同じファイルの再解析を省きます。",
+    ),
+    "Hires:": ("高清修复：", "高解像度："),
+    "% content": ("% 内容", "% 内容"),
+    "% both": ("% 两者", "% 両方"),
+    "above": ("高于", "次を超える："),
+    "below": ("低于", "次を下回る："),
+    "style takes over at step": ("风格接替于步骤", "画風に替わるステップ："),
+    "content takes over at step": ("内容接替于步骤", "内容に替わるステップ："),
+    ", content at step": ("，内容接替于步骤", "、内容に替わるステップ："),
+    ", style at step": ("，风格接替于步骤", "、画風に替わるステップ："),
+    "of": ("/", "/"),
+    "content has more layers in every step": (
+        "每一步内容的层都更多",
+        "どのステップでも内容の層が多い",
+    ),
+    "style has more layers in every step": (
+        "每一步风格的层都更多",
+        "どのステップでも画風の層が多い",
+    ),
+    "content and style take turns,": ("内容与风格交替", "内容と画風が交互に"),
+    "times in": ("次，共", "回、全"),
+    "steps": ("步", "ステップ"),
+    "every layer gets both in every step": (
+        "每层每步都同时使用两者",
+        "どの層もすべてのステップで両方を使用",
+    ),
+    "every step is content, style never comes to bear": (
+        "每一步都是内容，风格从未起作用",
+        "すべてのステップが内容で、画風は使われません",
+    ),
+    "every step is style, content never comes to bear": (
+        "每一步都是风格，内容从未起作用",
+        "すべてのステップが画風で、内容は使われません",
+    ),
+    "layer only in the content file": ("层仅在内容文件中", "層が内容ファイルのみにあります"),
+    "layers only in the content file": ("层仅在内容文件中", "層が内容ファイルのみにあります"),
+    "layer only in the style file": ("层仅在风格文件中", "層が画風ファイルのみにあります"),
+    "layers only in the style file": ("层仅在风格文件中", "層が画風ファイルのみにあります"),
+    "no layer is in both files": ("没有两个文件共有的层", "両方のファイルにある層がありません"),
+    "Subject": ("主体", "主題"),
+    ", style": ("，风格", "、画風"),
+    "The prompt's <klora:…> tags are used, not the LoRAs named beside them.": (
+        "使用提示词中的 <klora:…> 标签，而非另外选择的 LoRA。",
+        "別に選んだ LoRA ではなく、プロンプトの <klora:…> タグを使います。",
+    ),
+    "layers of": ("层属于", "層："),
+    "(such as": ("（例如", "（例："),
+    ") do not fit this model and are left out.": (
+        "）不适合此模型，已略过。",
+        "）はこのモデルに合わないため省きました。",
+    ),
+    ") are of a type that K-LoRA cannot compare and are left out.": (
+        "）的类型 K-LoRA 无法比较，已略过。",
+        "）は K-LoRA が比較できない種類のため省きました。",
+    ),
+    "No LoRAs are given: choose a content and a style LoRA, or write two <klora:NAME> tags.": (
+        "没有指定 LoRA：请选择内容 LoRA 和风格 LoRA，或写两个 <klora:NAME> 标签。",
+        "LoRA が指定されていません：内容 LoRA と画風 LoRA を選ぶか、"
+        "<klora:NAME> タグを 2 つ書いてください。",
+    ),
+    "K-LoRA is switched on, but no LoRAs are given: write two <klora:NAME> tags, or name a content "
+    "and a style LoRA.": (
+        "K-LoRA 已启用，但没有指定 LoRA：请写两个 <klora:NAME> 标签，或选择内容 LoRA 和风格 LoRA。",
+        "K-LoRA はオンですが、LoRA が指定されていません：<klora:NAME> タグを 2 つ書くか、"
+        "内容 LoRA と画風 LoRA を選んでください。",
+    ),
+    "There is no LoRA": ("没有这个 LoRA：", "この LoRA はありません："),
+    ": check the spelling against the Lora tab, and press Refresh there if the file is new.": (
+        "。请对照 Lora 标签页检查拼写；如果是新文件，请在那里按刷新。",
+        "。Lora タブで綴りを確かめ、新しいファイルならそこで更新を押してください。",
+    ),
+    "K-LoRA needs exactly two <klora:…> tags, one for the subject and one for the style, but the "
+    "prompt has": (
+        "K-LoRA 需要恰好两个 <klora:…> 标签，一个用于主体，一个用于风格，但提示词中的数量为",
+        "K-LoRA には <klora:…> タグがちょうど 2 つ（主題と画風に 1 つずつ）必要ですが、"
+        "プロンプトにある数は",
+    ),
+    "): add a second one.": ("）：请再加一个。", "）：もう 1 つ加えてください。"),
+    "): keep two": ("）：请保留两个", "）：2 つだけ残してください"),
+    "others can be <lora:…>.": ("其余可用 <lora:…>。", "他は <lora:…> にできます。"),
+    "The comparison of the two LoRAs was interrupted: generate again and it goes on where it "
+    "stopped.": (
+        "两个 LoRA 的比较被中断：再次生成时会从中断处继续。",
+        "2 つの LoRA の比較が中断されました：もう一度生成すると続きから始まります。",
+    ),
 }
+PUNCTUATION = {"(", ",", ".", "; "}
+"""The same in every language."""
 
 
 def texts() -> list[str]:
-    """Every text that a person sees in the accordion.
+    """Every text that a person sees in the accordion, on the Settings page and of a run.
 
     Not the words to choose from, such as “all”: they are what the API takes, and the host would
     translate them wherever they stand in its own page.
@@ -127,7 +317,24 @@ def texts() -> list[str]:
     found = dict.fromkeys(OTHER_TEXTS)
     for field in FIELDS:
         found |= dict.fromkeys((field.label, field.help))
-    return [text for text in found if text not in NAMES]
+    for option in (*page.OPTIONS, page.LOG_LEVEL):
+        found |= dict.fromkeys((option.label, option.help))
+    for sentence in SENTENCES:
+        found |= dict.fromkeys(part.strip() for part, fixed in page.fragments(sentence) if fixed)
+    return [text for text in found if text not in NAMES | PUNCTUATION]
+
+
+def on_settings_page() -> dict[str, tuple[str, str]]:
+    """The same texts once more, with what the Settings page puts around them: {text with it: (text
+    that is translated, how it is written with it)}."""
+    found = {}
+    for help_text in (*(f.help for f in page.OFFERED), *(o.help for o in page.OPTIONS)):
+        found[f"({help_text})"] = help_text, "({})"
+    found[f"({page.LOG_LEVEL.help})"] = page.LOG_LEVEL.help, "({})"
+    beta = next(field.label for field in FIELDS if field.name == "beta")
+    for scale in ("S", "S*"):
+        found[f"{beta} ({scale})"] = beta, f"{{}} ({scale})"
+    return found
 
 
 def main() -> int:
@@ -141,6 +348,8 @@ def main() -> int:
     for i, language in enumerate(LANGUAGES):
         path = ROOT / "localizations" / f"{language}.json"
         words = {text: TRANSLATIONS[text][i] for text in wanted}
+        for text, (inner, around) in on_settings_page().items():
+            words[text] = around.format(TRANSLATIONS[inner][i])
         content = json.dumps(words, ensure_ascii=False, indent=2) + "\n"
         if "--check" not in sys.argv:
             path.write_text(content, encoding="utf8")

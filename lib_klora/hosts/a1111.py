@@ -5,8 +5,9 @@ compares the names of ``networks.loaded_networks`` with those it applied last; w
 restores the layer from its backup and adds ``net.modules[layer].calc_updown`` of each network.
 
 So a pair is two networks of our own at the end of that list, and a layer's entry lies in the
-``modules`` of the one that wins it. A flip moves the entry and makes the layer's own record of what
-is applied invalid; the layer's next forward does the rest. Nothing else of the host is touched.
+``modules`` of the one that wins it, or of both. A flip moves the entry and makes the layer's own
+record of what is applied invalid; the layer's next forward does the rest. Nothing else of the host
+is touched.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from modules import devices, sd_hijack, sd_models, shared
 from ..errors import KLoraError
 from ..layer_names import common_name
 from ..lora_file import read_safetensors
+from ..methods import BITS
 from ..pair import Pair
 from ..tag import ROLES, TagPair
 from .common import CommonHost
@@ -47,8 +49,8 @@ class _Fusion:
     """Role → module key → module, applied in every step: text encoder, layers of one file."""
     layers: tuple[Mapping[str, Mapping[str, Any]], ...]
     """Per paired layer: role → module key → module."""
-    content: np.ndarray | None = None
-    """The choice that the networks hold."""
+    choice: np.ndarray | None = None
+    """What the networks hold."""
 
 
 @dataclass(eq=False)
@@ -127,26 +129,30 @@ class A1111(CommonHost):
             ),
         )
 
-    def attach(self, fusion: _Fusion, content: np.ndarray) -> None:
+    def attach(self, fusion: _Fusion, choice: np.ndarray) -> None:
         self.detach()
         for role, net in fusion.nets.items():
             net.te_multiplier, net.unet_multiplier = fusion.multipliers[role]
-        if fusion.content is None or not self._holds(fusion):
-            self._fill(fusion, content)
+        if fusion.choice is None or not self._holds(fusion):
+            self._fill(fusion, choice)
         for role in fusion.order:
             networks.loaded_networks.append(fusion.nets[role])
             _show_embeddings(fusion.nets[role])
 
-    def select(self, fusion: _Fusion, content: np.ndarray) -> None:
-        for i in np.flatnonzero(fusion.content != content):
-            winner, loser = ROLES if content[i] else ROLES[::-1]
-            for key in fusion.layers[i][loser]:
-                module = fusion.nets[loser].modules.pop(key)
-                _invalidate(module)
-            for key, module in fusion.layers[i][winner].items():
-                fusion.nets[winner].modules[key] = module
-                _invalidate(module)
-        fusion.content = content
+    def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
+        flipped = fusion.choice ^ choice
+        for i in np.flatnonzero(flipped):
+            for role, bit in BITS.items():
+                if not flipped[i] & bit:
+                    continue
+                modules = fusion.nets[role].modules
+                for key, module in fusion.layers[i][role].items():
+                    if choice[i] & bit:
+                        modules[key] = module
+                    else:
+                        del modules[key]
+                    _invalidate(module)
+        fusion.choice = choice
 
     def detach(self) -> None:
         ours = [net for net in networks.loaded_networks if hasattr(net, "klora")]
@@ -159,18 +165,18 @@ class A1111(CommonHost):
         in scope or text encoder."""
         return all(getattr(net, "klora_fusion", None) is fusion for net in fusion.nets.values())
 
-    def _fill(self, fusion: _Fusion, content: np.ndarray) -> None:
+    def _fill(self, fusion: _Fusion, choice: np.ndarray) -> None:
         """Gives the networks exactly this fusion's modules, whatever they held before."""
         for role, net in fusion.nets.items():
             wanted = dict(fusion.fixed[role])
-            for layer, is_content in zip(fusion.layers, content, strict=True):
-                if is_content == (role == "content"):
+            for layer, bits in zip(fusion.layers, choice, strict=True):
+                if bits & BITS[role]:
                     wanted.update(layer[role])
             for key in net.modules.keys() ^ wanted.keys():
                 _invalidate(net.modules.get(key) or wanted[key])
             net.modules = wanted
             net.klora_fusion = fusion
-        fusion.content = content
+        fusion.choice = choice
 
 
 def _invalidate(module: Any) -> None:

@@ -6,9 +6,9 @@ of them into the weights when the list of identifiers has changed, from backups,
 for every storage type. It runs once, before the first step.
 
 So a pair is one more identifier at the end of that list, whose entries are those of the present
-winners. A flip changes the entries and then lets the host's own ``refresh`` run over the flipped
-parameters alone. The entries therefore always say what is merged; if a flip fails half-way the
-loader is told that nothing is, and the host's next full refresh puts everything right.
+winners, which may be both. A flip changes the entries and then lets the host's own ``refresh`` run
+over the flipped parameters alone. The entries therefore always say what is merged; if a flip fails
+half-way the loader is told that nothing is, and the host's next full refresh puts everything right.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from modules import sd_models
 from ..errors import KLoraError
 from ..layer_names import common_name
 from ..lora_file import read_safetensors
+from ..methods import BITS
 from ..pair import Pair
-from ..tag import ROLES, TagPair
+from ..tag import TagPair
 from .common import CommonHost
 from .protocol import HostLora, OnDisk
 
@@ -57,7 +58,7 @@ class _Fusion:
     fixed: dict[str, list[list]]
     """Parameter key → entries applied in every step: the layers of one file."""
     layers: tuple[Mapping[str, Mapping[str, list[list]]], ...]
-    """Per paired layer: role → parameter key → entries."""
+    """Per paired layer: role, in the order of the tags → parameter key → entries."""
     layers_of: dict[str, list[int]]
     """Parameter key → the paired layers in it (several only for a fused parameter in parts)."""
     text_encoder: tuple[tuple[str, _Patches, float], ...]
@@ -65,8 +66,8 @@ class _Fusion:
     entries: dict[str, list[list]] = field(default_factory=dict)
     """What the host sees under ``identifier``: the winners' entries. Changed in place, so that
     every clone of the patcher sees it."""
-    content: np.ndarray | None = None
-    """The choice that ``entries`` holds."""
+    choice: np.ndarray | None = None
+    """What ``entries`` holds."""
     identifier: tuple[str, float, float, bool] | None = None
     """Ours in ``lora_patches``; the last item: added at every forward instead of merged."""
     patched: Callable[[], Any] = lambda: None
@@ -157,11 +158,11 @@ class Forge(CommonHost):
         layers, layers_of = [], {}
         for i, layer in enumerate(pair.paired):
             sides = {
-                "content": entries("content", _names_in(layer.content)),
-                "style": entries("style", _names_in(layer.style)),
+                tag.role: entries(tag.role, _names_in(getattr(layer, tag.role)))
+                for tag in tags.in_order()
             }
             layers.append(sides)
-            for key in {**sides["content"], **sides["style"]}:
+            for key in dict.fromkeys(key for side in sides.values() for key in side):
                 layers_of.setdefault(key, []).append(i)
         return _Fusion(
             fixed=fixed,
@@ -178,15 +179,15 @@ class Forge(CommonHost):
             ),
         )
 
-    def attach(self, fusion: _Fusion, content: np.ndarray) -> None:
+    def attach(self, fusion: _Fusion, choice: np.ndarray) -> None:
         patched = fusion.patched()
         self.detach()
         if fusion.identifier is None or fusion.identifier[3] != self._online():
             # Never seen by the host under this name, so that it merges everything.
             fusion.identifier = (f"K-LoRA {next(_numbers)}", 1.0, 1.0, self._online())
-            patched = fusion.content = None
-        if fusion.content is None:
-            fusion.content = content
+            patched = fusion.choice = None
+        if fusion.choice is None:
+            fusion.choice = choice
             for key in {**fusion.fixed, **fusion.layers_of}:
                 fusion.entries[key] = self._entries(fusion, key)
         engine = self._engine()
@@ -199,9 +200,9 @@ class Forge(CommonHost):
         engine.forge_objects_after_applying_lora = patched
         engine.forge_objects.unet, engine.forge_objects.clip = patched.unet, patched.clip
 
-    def select(self, fusion: _Fusion, content: np.ndarray) -> None:
-        flipped = np.flatnonzero(fusion.content != content)
-        if not len(flipped):
+    def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
+        flipped = fusion.choice ^ choice
+        if not flipped.any():
             return
         patcher = self._engine().forge_objects.unet
         loader = patcher.lora_loader
@@ -209,8 +210,14 @@ class Forge(CommonHost):
             fusion.identifier not in patcher.lora_patches
         ):
             return  # another extension samples with a patcher of its own, without us
-        keys = {key for i in flipped for side in fusion.layers[i].values() for key in side}
-        fusion.content = content
+        keys = {
+            key
+            for i in np.flatnonzero(flipped)
+            for role, side in fusion.layers[i].items()
+            if flipped[i] & BITS[role]
+            for key in side
+        }
+        fusion.choice = choice
         for key in keys:
             fusion.entries[key] = self._entries(fusion, key)
         if fusion.identifier[3]:
@@ -254,8 +261,9 @@ class Forge(CommonHost):
         """The entries of the present winners for one parameter."""
         entries = [list(entry) for entry in fusion.fixed.get(key, ())]
         for i in fusion.layers_of.get(key, ()):
-            winner = ROLES[0] if fusion.content[i] else ROLES[1]
-            entries += [list(entry) for entry in fusion.layers[i][winner].get(key, ())]
+            for role, side in fusion.layers[i].items():
+                if fusion.choice[i] & BITS[role]:
+                    entries += [list(entry) for entry in side.get(key, ())]
         return entries
 
     def _engine(self) -> Any:

@@ -94,15 +94,17 @@ class Host(Protocol):
     def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> Fusion:
         """Prepares a pair; ``loras`` by role; ``te``: with the text encoder parts."""
 
-    def attach(self, fusion: Fusion, content: np.ndarray) -> None:
+    def attach(self, fusion: Fusion, choice: np.ndarray) -> None:
         """Makes the fusion part of the host's current LoRAs, after all ``<lora:>``.
 
-        ``content`` is the choice to begin with, if the host does not still hold another one.
+        ``choice`` (a row of ``Plan.choice``) is what to begin with, if the host does not still hold
+        another one.
         """
 
-    def select(self, fusion: Fusion, content: np.ndarray) -> None:
-        """Before a model call: layer i of the pair gets the content LoRA where ``content[i]``,
-        else the style LoRA. Touches only what differs from what is applied now."""
+    def select(self, fusion: Fusion, choice: np.ndarray) -> None:
+        """Before a model call: layer i of the pair gets the LoRAs whose ``methods.BITS`` are in
+        ``choice[i]``, both in the order of the tags. Touches only what differs from what is applied
+        now."""
 
     def detach(self) -> None:
         """Leaves the host's current LoRAs as they are without K-LoRA. Idempotent."""

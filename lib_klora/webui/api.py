@@ -14,7 +14,7 @@ from modules.call_queue import queue_lock
 from pydantic import BaseModel, Field
 
 from ..errors import KLoraError
-from ..plot import content_share, describe
+from ..plot import content_share, describe, style_share
 from ..settings import from_fields
 
 
@@ -34,16 +34,22 @@ class LayerPlan(BaseModel):
     """One layer of the pair."""
 
     name: str
-    ratio: float | None = Field(description="S_c / (γ·S_s); content while S(t) is at most this")
-    content: list[bool] = Field(description="for each step: content (else style) is applied")
+    ratio: float | None = Field(
+        description="S_c / (γ·S_s), content while S(t) is at most this; null if S_s is 0 or if the "
+        "method does not compare the files"
+    )
+    content: list[bool] = Field(description="for each step: content is applied")
+    style: list[bool] = Field(description="for each step: style is applied; with some methods both")
 
 
 class PlanAnswer(BaseModel):
     """Which LoRA each layer gets in each step."""
 
-    gamma: float
+    method: str
+    gamma: float | None = Field(description="null if the method does not compare the files")
     t: list[float] = Field(description="progress of each step")
     content_share: list[float] = Field(description="part of the layers with content, each step")
+    style_share: list[float] = Field(description="part of the layers with style, each step")
     layers: list[LayerPlan]
     unpaired: dict[str, str] = Field(description="layer → the one role that has it")
     summary: str
@@ -86,17 +92,22 @@ def _plan(network: Any, request: PlanRequest) -> dict[str, Any]:
     with queue_lock, torch.no_grad():
         report, scores = network.session.preview([], settings, request.steps, request.t0)
     plan = report.plans[0]
-    below = plan.gamma * scores.s_style
-    ratios = [c / s if s > 0 else math.inf for c, s in zip(scores.s_content, below, strict=True)]
+    ratios = [math.inf] * len(plan.layers)
+    if plan.gamma is not None:
+        pairs = zip(scores.s_content, plan.gamma * scores.s_style, strict=True)
+        ratios = [c / s if s > 0 else math.inf for c, s in pairs]
     return {
+        "method": plan.method,
         "gamma": plan.gamma,
         "t": plan.t[:-1].tolist(),
         "content_share": content_share(plan).tolist(),
+        "style_share": style_share(plan).tolist(),
         "layers": [
             {
                 "name": name,
                 "ratio": float(ratio) if math.isfinite(ratio) else None,
                 "content": plan.content[:-1, i].tolist(),
+                "style": plan.style[:-1, i].tolist(),
             }
             for i, (name, ratio) in enumerate(zip(plan.layers, ratios, strict=True))
         ],

@@ -35,5 +35,7 @@ def control(field: Field, elem_id: str, names: Callable[[], list[str]], **more):
         return gr.Radio(list(field.choices), value=value, **common)
     if isinstance(value, bool):
         return gr.Checkbox(value=value, **common)
+    if field.slider is None:
+        return gr.Number(value=value, precision=0 if field.whole else None, **common)
     low, high, step = field.slider
     return gr.Slider(low, high, value=value, step=step, **common)

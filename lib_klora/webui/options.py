@@ -6,51 +6,27 @@ import gradio as gr
 from modules import shared
 
 from ..errors import get_log
-from ..settings import FIELDS, Field, Settings, default_beta
+from ..score_cache import ScoreCache
+from ..settings import Field, Settings, default_beta
+from ..texts import CLEAR_CACHE, LOG_LEVEL, OFFERED, OPTIONS, cache_sentence, to_html
 
 _SECTION = ("klora", "K-LoRA")
-_OFFERED = tuple(
-    field
-    for field in FIELDS
-    if not field.per_pair and len(field.choices) != 1 and not field.name.startswith("hires")
-)
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
-OTHERS = (  # (key, default, label, what it means)
-    (
-        "klora_tags_alone",
-        True,
-        "Tags without the accordion",
-        "Two <klora:…> tags work while the accordion is off, with the defaults below.",
-    ),
-    (
-        "klora_append_map",
-        False,
-        "Selection map in the gallery",
-        "Show which LoRA each layer got, after the images.",
-    ),
-    (
-        "klora_save_map",
-        False,
-        "Save the selection map",
-        "Beside the first image, as NAME-klora.png.",
-    ),
-)
-LOG_LEVEL = ("klora_log_level", "INFO", "Log level", "How much K-LoRA writes to the log.")
 
-
-def add_options() -> None:
+def add_options(cache: ScoreCache) -> None:
     """Adds the section: a few of our own, and one per setting, ``klora_<field>``; β has one for S
     and one for S*."""
-    for key, default, label, meaning in OTHERS:
-        info = shared.OptionInfo(default, label, gr.Checkbox, {}, section=_SECTION)
-        shared.opts.add_option(key, info.info(_html(meaning)))
+    for option in OPTIONS:
+        info = shared.OptionInfo(option.default, option.label, gr.Checkbox, {}, section=_SECTION)
+        shared.opts.add_option(option.key, info.info(_html(option.help)))
     key, default, label, meaning = LOG_LEVEL
     info = shared.OptionInfo(
         default, label, gr.Radio, {"choices": list(_LEVELS)}, set_log_level, section=_SECTION
     )
     shared.opts.add_option(key, info.info(meaning))
-    for field in _OFFERED:
+    shared.opts.add_option("klora_cache", _CacheOption(cache))
+    for field in OFFERED:
         if field.name == "beta":
             _add("klora_beta", default_beta("S"), f"{field.label} (S)", field)
             _add("klora_beta_s_star", default_beta("S*"), f"{field.label} (S*)", field)
@@ -61,7 +37,7 @@ def add_options() -> None:
 
 def set_log_level() -> None:
     """The log as the Settings page wants it."""
-    level = getattr(shared.opts, LOG_LEVEL[0], "INFO")
+    level = getattr(shared.opts, LOG_LEVEL.key, "INFO")
     get_log().setLevel(level if level in _LEVELS else "INFO")
 
 
@@ -73,11 +49,50 @@ def tags_work_alone() -> bool:
 def tag_defaults() -> Settings:
     """The settings for tags without the accordion. Raises KLoraError if one is out of range."""
     values = {
-        field.name: getattr(shared.opts, f"klora_{field.name}", field.default) for field in _OFFERED
+        field.name: getattr(shared.opts, f"klora_{field.name}", field.default) for field in OFFERED
     }
     if values["scale"] == "S*":
         values["beta"] = getattr(shared.opts, "klora_beta_s_star", None)
     return Settings(enabled=False, **values)
+
+
+class _CacheOption(shared.OptionHTML):
+    """The size of the cache and a button that clears it, as the host shows explanations: a
+    component without a value to save.
+
+    The host fills a page that is opened with each option's value, which for what is not saved is
+    its default. So the default is the size of that moment. While the page stays open, the Settings
+    tab asks for it anew (javascript/klora_settings.js).
+    """
+
+    def __init__(self, cache: ScoreCache) -> None:
+        self._cache = cache
+        super().__init__("")
+        self.section = _SECTION
+        self.component = self._row
+
+    @property
+    def default(self) -> str:
+        sentence = cache_sentence(self._cache.size(), self._cache.limit)
+        return f'<p class="klora-cache">{to_html(sentence)}</p>'
+
+    @default.setter
+    def default(self, _) -> None:
+        """The host's own text, of which there is none."""
+
+    def _row(self, value: str, elem_id: str, **_) -> gr.HTML:
+        with gr.Row(elem_id="klora_cache_row"):
+            shown = gr.HTML(value, elem_id=elem_id)
+            clear = gr.Button(CLEAR_CACHE, elem_id="klora_clear_cache", size="sm")
+            look = gr.Button("Look again", elem_id="klora_cache_size", visible=False)
+        at_once = {"inputs": [], "outputs": [shown], "queue": False, "show_progress": "hidden"}
+        clear.click(fn=self._clear, **at_once)
+        look.click(fn=lambda: self.default, **at_once)
+        return shown
+
+    def _clear(self) -> str:
+        self._cache.clear()
+        return self.default
 
 
 def _add(key: str, default: bool | float | str, label: str, field: Field) -> None:

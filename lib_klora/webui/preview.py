@@ -12,6 +12,7 @@ from modules.call_queue import queue_lock
 
 from ..errors import KLoraError, get_log
 from ..settings import BY_NAME, from_fields
+from ..texts import ANALYSING
 from .reading import error_html, to_html
 
 
@@ -30,7 +31,7 @@ def previewer(network: Any, names: Sequence[str]) -> Callable:
         of_accordion = dict(zip(BY_NAME, values[len(names) :], strict=True))
 
         def tell(done: int, total: int) -> None:
-            progress((done, total), desc="Analysing", unit="layers")
+            progress((done, total), desc=ANALYSING, unit="layers")
 
         try:
             settings = from_fields({**of_accordion, "enabled": True})

@@ -12,13 +12,14 @@ from typing import Any
 from modules import shared
 from PIL import Image
 
+from .. import texts
 from ..plot import describe, png, selection_map
 from ..session import Report
 
 _RUNS_KEPT = 8
 HINT = (
-    '<p class="klora-status">Choose a content and a style LoRA, or write '
-    "<code>&lt;klora:subject&gt; &lt;klora:style&gt;</code> in the prompt.</p>"
+    f'<p class="klora-status">{texts.HINT[0]} '
+    f"<code>&lt;klora:subject&gt; &lt;klora:style&gt;</code> {texts.HINT[1]}</p>"
 )
 
 
@@ -95,4 +96,4 @@ def notes_html(notes: list[str]) -> str:
 
 
 def _sentence(text: str, kind: str) -> str:
-    return f'<p class="klora-status {kind}">{html.escape(text)}</p>'
+    return f'<p class="klora-status {kind}">{texts.to_html(text)}</p>'

@@ -36,7 +36,7 @@ def register() -> None:
         network.session.forget_other_models()
 
     script_callbacks.on_before_ui(before_ui)
-    script_callbacks.on_ui_settings(add_options)
+    script_callbacks.on_ui_settings(lambda: add_options(network.session.score_cache))
     script_callbacks.on_cfg_denoiser(before_model_call)
     script_callbacks.on_model_loaded(model_loaded)
     script_callbacks.on_app_started(lambda _, app: add_api(network, app))

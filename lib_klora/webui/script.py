@@ -9,6 +9,7 @@ from modules.ui_components import InputAccordion
 
 from .. import infotext
 from ..settings import BY_NAME, FIELDS, Field, default_beta
+from ..texts import ADVANCED, DEFAULTS, PREVIEW
 from . import pasting, preview
 from .controls import LORAS, control, lora_choices, shown
 from .reading import HINT, keep_maps, notes_html
@@ -44,17 +45,13 @@ class KLoraScript(scripts.Script):
             components["enabled"] = enabled
             self._first_rows(components)
             with gr.Row(elem_classes=["klora-buttons"]):
-                preview_button = gr.Button("Preview selection", elem_id=self.elem_id("preview"))
-                defaults_button = gr.Button("Paper defaults", elem_id=self.elem_id("defaults"))
+                preview_button = gr.Button(PREVIEW, elem_id=self.elem_id("preview"))
+                defaults_button = gr.Button(DEFAULTS, elem_id=self.elem_id("defaults"))
             report = gr.HTML(HINT, elem_id=self.elem_id("report"), elem_classes=["klora-report"])
-            with gr.Accordion("Advanced", open=False, elem_id=self.elem_id("advanced")):
+            with gr.Accordion(ADVANCED, open=False, elem_id=self.elem_id("advanced")):
                 for field in FIELDS:
                     if field.name not in components:
                         components[field.name] = self._control(field)
-                clear_button = gr.Button(
-                    "Clear analysis cache", elem_id=self.elem_id("clear_cache"), size="sm"
-                )
-                clear_button.click(fn=_clear_cache, inputs=[], outputs=[report])
         self._follow_settings(components, defaults_button)
         self._preview_button, self._report = preview_button, report
         self._controls = [components[field.name] for field in FIELDS]
@@ -161,17 +158,6 @@ def _extra_network():
 def _lora_names() -> list[str]:
     network = _extra_network()
     return [] if network is None else network.lora_names()
-
-
-def _clear_cache() -> str:
-    """Forgets the files' analyses on the disk; what the page says of it."""
-    network = _extra_network()
-    if network is None:
-        return HINT
-    cache = network.session.score_cache
-    size = cache.size()
-    cache.clear()
-    return notes_html([f"The analysis cache is empty now; it had {size / 2**20:.1f} MiB."])
 
 
 def _pasted_notes(params: dict) -> str | None:

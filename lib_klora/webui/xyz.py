@@ -13,7 +13,7 @@ from ..settings import BY_NAME, Field, Settings, checked, default_beta
 from .controls import LORAS
 
 AXES = (
-    "method", "scale", "alpha", "beta", "top_k", "gamma", "layers", "content_weight",
+    "method", "scale", "alpha", "beta", "top_k", "gamma", "layers", "seed", "content_weight",
     "style_weight", "content", "style",
 )  # fmt: skip
 _OF_PAIR = ("content", "style", "content_weight", "style_weight")
@@ -58,10 +58,12 @@ def _axis(xyz: Any, field: Field, host: Any) -> Any:
         choices = host.lora_names
     elif field.choices:
         choices = lambda: list(field.choices)  # noqa: E731
-    is_word = field.choices or field.name in LORAS
+    kind = int if field.whole else float
+    if field.choices or field.name in LORAS:
+        kind = str
     return xyz.AxisOption(
         f"[K-LoRA] {field.label}",
-        str if is_word else float,
+        kind,
         apply,
         format_value=xyz.format_value_add_label,
         confirm=confirm,

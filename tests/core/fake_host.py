@@ -18,6 +18,7 @@ import torch
 from lib_klora.hosts import HostLora, OnDisk
 from lib_klora.layer_names import common_name
 from lib_klora.lora_file import parse_lora, read_safetensors
+from lib_klora.methods import BITS
 
 
 class Model:
@@ -102,16 +103,16 @@ class FakeHost:
         layers = tuple(layer.name for layer in pair.paired)
         return FakeFusion(tags, layers, dict(pair.unpaired), te)
 
-    def attach(self, fusion: FakeFusion, content: np.ndarray) -> None:
+    def attach(self, fusion: FakeFusion, choice: np.ndarray) -> None:
         self.attached = fusion
         self._record("attach", fusion)
         if set(self.applied) != {*fusion.layers, *fusion.unpaired}:
-            self.applied = {**self._choice(fusion, content), **fusion.unpaired}
+            self.applied = {**self._roles(fusion, choice), **fusion.unpaired}
 
-    def select(self, fusion: FakeFusion, content: np.ndarray) -> None:
-        self._record("select", content.copy())
+    def select(self, fusion: FakeFusion, choice: np.ndarray) -> None:
+        self._record("select", choice.copy())
         assert fusion is self.attached, "selected without being attached"
-        wanted = self._choice(fusion, content)
+        wanted = self._roles(fusion, choice)
         flips = {name: role for name, role in wanted.items() if self.applied[name] != role}
         self.applied |= flips
         self.rebuilt.append(len(flips))
@@ -122,10 +123,13 @@ class FakeHost:
         self.applied = {}
 
     @staticmethod
-    def _choice(fusion: FakeFusion, content: np.ndarray) -> dict[str, str]:
-        assert content.shape == (len(fusion.layers),)
-        assert content.dtype == bool
-        roles = ("content" if chosen else "style" for chosen in content)
+    def _roles(fusion: FakeFusion, choice: np.ndarray) -> dict[str, str]:
+        """Layer → content, style, or the two in the order of the tags, as “style+content”."""
+        assert choice.shape == (len(fusion.layers),)
+        assert choice.dtype == np.uint8
+        assert ((choice >= 1) & (choice <= 3)).all()
+        order = [tag.role for tag in fusion.tags.in_order()]
+        roles = ("+".join(role for role in order if bits & BITS[role]) for bits in choice)
         return dict(zip(fusion.layers, roles, strict=True))
 
 

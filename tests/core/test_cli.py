@@ -1,6 +1,7 @@
 """``python -m lib_klora``, and the pictures and words that it shows."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -81,6 +82,7 @@ def test_plan_writes_what_the_library_computes(files, tmp_path, capsys):
     )
     scores = compute_scores(pair)
     plan = make_plan(pair, scores, settings, 9)
+    assert set(plan.choice.flat) == {1, 2}
     found = json.loads(record.read_text(encoding="utf-8"))
     assert found["content"]["file"] == files[0]
     assert re.fullmatch("[0-9a-f]{64}", found["style"]["sha256"])
@@ -91,8 +93,45 @@ def test_plan_writes_what_the_library_computes(files, tmp_path, capsys):
     for i, layer in enumerate(found["layers"]):
         assert layer["name"] == plan.layers[i]
         assert layer["s_style"] == pytest.approx(scores.s_style[i])
-        assert layer["choice"] == "".join("sc"[int(x)] for x in plan.content[:9, i])
+        assert layer["choice"] == "".join(" cs"[x] for x in plan.choice[:9, i])
     assert png.read_bytes() == plot.png(plot.selection_map(plan, pair))
+
+
+@pytest.mark.parametrize(
+    ("method", "letters"),
+    [
+        ("Direct merge", "bbbb"),
+        ("LoRA Switch", "cscs"),
+        ("Fixed selection", "ccss"),
+        ("Random selection", None),
+        ("Top-K without scale", None),
+        ("Without γ", None),
+    ],
+)
+def test_plan_of_another_method(files, capsys, monkeypatch, method, letters):
+    gamma = {"Top-K without scale": "paper", "Without γ": "Without γ"}.get(method)
+    if gamma is None:
+        monkeypatch.setattr("lib_klora.__main__.compute_scores", lambda *_, **__: pytest.fail("!"))
+    call = ["plan", *files, "--method", method, "--steps", "4", "--seed", "3"]
+    assert main([*call, "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["method"] == method
+    assert found["settings"]["seed"] == 3
+    assert (found["gamma"] is None) == (gamma is None)
+    for layer in found["layers"]:
+        assert (layer["s_content"] is None) == (layer["abs_style"] is None) == (gamma is None)
+        assert letters in (None, layer["choice"])
+    assert main(call) == 0
+    out = capsys.readouterr().out
+    assert f"{method}: " in out
+    assert ("γ        " in out) == (gamma is not None)
+    assert gamma is None or re.search(rf"^γ        .* \({gamma}\)$", out, re.MULTILINE)
+
+
+def test_bars_of_content_both_and_style(files, capsys):
+    for method, bars in (("LoRA Switch", ["#" * 40, "." * 40]), ("Direct merge", ["+" * 40] * 2)):
+        assert main(["plan", *files, "--method", method, "--steps", "2"]) == 0
+        assert re.findall(r"[#+.]{40}", capsys.readouterr().out) == bars
 
 
 def test_json_to_standard_output_is_nothing_but_json(files, tmp_path, capsys):
@@ -109,7 +148,9 @@ def test_every_setting_of_a_plan_is_an_option_with_the_tables_choices(capsys):
         main(["plan", "--help"])
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     for field in FIELDS:
-        if field.name in ("alpha", "beta", "scale", "gamma", "layers", "top_k", "unpaired"):
+        if not field.per_pair and not field.name.startswith("hires") and field.name not in (
+            "text_encoder", "progress",
+        ):  # fmt: skip
             option = "--" + field.name.replace("_", "-")
             assert option in text
             if field.choices:
@@ -313,12 +354,12 @@ def test_progress_bar_is_for_people_only(files, monkeypatch):
 # -- the map and its reading ----------------------------------------------------------------------
 
 
-def plan_of(content: list[list[int]], unpaired=None) -> tuple[Plan, Pair]:
-    """A plan from a table of steps × layers: 1 for content."""
-    table = np.array([*content, content[-1]], bool)
+def plan_of(content: list[list[int]], unpaired=None, method="K-LoRA") -> tuple[Plan, Pair]:
+    """A plan from a table of steps × layers: 1 for content, 0 for style, 2 for both."""
+    table = np.array([2, 1, 3], np.uint8)[np.array([*content, content[-1]])]
     names = tuple(f"middle_block_1_x_{i}" for i in range(table.shape[1]))
     pair = Pair(tuple(LayerPair(name, None, None, 1) for name in names), unpaired or {}, ())
-    return Plan(names, table, progress(len(content)), 1.0), pair
+    return Plan(names, table, progress(len(content)), 1.0, method), pair
 
 
 @pytest.mark.parametrize(
@@ -336,6 +377,11 @@ def plan_of(content: list[list[int]], unpaired=None) -> tuple[Plan, Pair]:
         ([[0, 1], [1, 0]], "50 % content; content has more layers in every step"),
         ([[1] * 200] * 5 + [[1] * 199 + [0]], "above 99 % content; content has more layers"),
         ([[0] * 200] * 5 + [[0] * 199 + [1]], "below 1 % content; style has more layers"),
+        ([[2, 2], [2, 2]], "every layer gets both in every step"),
+        ([[2, 1, 1, 0]], "50 % content; 25 % both; content has more layers in every step"),
+        ([[2, 2], [0, 0]], "0 % content; 50 % both; style takes over at step 2 of 2"),
+        ([[1, 1], [0, 0]] * 5, "50 % content; content and style take turns, 9 times in 10 steps"),
+        ([[1, 0]] * 5 + [[0, 0]] * 5, "25 % content; style takes over at step 6 of 10"),
     ],
 )
 def test_reading(content, words):
@@ -349,11 +395,20 @@ def test_reading_of_unpaired_layers():
         "; 1 layer only in the content file; 2 layers only in the style file"
     )
     nothing = Pair((), {"a": "style"}, ())
-    plan = Plan((), np.empty((4, 0), bool), progress(3), 1.0)
+    plan = Plan((), np.empty((4, 0), np.uint8), progress(3), 1.0, "K-LoRA")
     assert plot.describe(plan, nothing) == (
         "no layer is in both files; 1 layer only in the style file"
     )
     assert plot.selection_map(plan, nothing).ndim == 3
+
+
+ROLES = ("", "content", "style", "both")
+"""By their number in a plan."""
+
+
+def test_reading_names_a_method_other_than_k_lora():
+    plan, pair = plan_of([[2]], method="Direct merge")
+    assert plot.describe(plan, pair) == "Direct merge: every layer gets both in every step"
 
 
 def pixels(picture: np.ndarray, colour) -> np.ndarray:
@@ -363,11 +418,11 @@ def pixels(picture: np.ndarray, colour) -> np.ndarray:
 def test_map_has_a_cell_for_each_layer_and_step():
     """Two blocks and an unpaired layer between the two of the second, in the network's order."""
     names = ("middle_block_1_b", "middle_block_1_c", "input_blocks_10_1_x", "input_blocks_4_1_x")
-    content = np.array([[1, 1, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0]], bool)
+    choice = np.array([[1, 3, 1, 2], [2, 1, 2, 1], [2, 2, 2, 2]], np.uint8)
     pair = Pair(
         tuple(LayerPair(n, None, None, 1) for n in names), {"middle_block_1_bb": "style"}, ()
     )
-    picture = plot.selection_map(Plan(names, content, progress(2), 1.0), pair)
+    picture = plot.selection_map(Plan(names, choice, progress(2), 1.0, "K-LoRA"), pair)
     wide, high = 640 // 2, 560 // 5
     left = int(np.flatnonzero(pixels(picture[:200], plot.COLOURS["content"]).any(0))[0])
     rows = [3, 2, 0, None, 1]  # column of the plan, from top to bottom
@@ -375,7 +430,7 @@ def test_map_has_a_cell_for_each_layer_and_step():
     for row, column in enumerate(rows):
         for step in range(2):
             cell = picture[y : y + high, left + step * wide : left + (step + 1) * wide]
-            role = "style" if column is None or not content[step, column] else "content"
+            role = "style" if column is None else ROLES[choice[step, column]]
             colour = plot.COLOURS[role]
             expected = plot._lighter(colour) if column is None else colour
             assert pixels(cell, expected).all(), (row, step)
@@ -393,6 +448,26 @@ def test_strip_below_is_the_share_of_each_step():
     assert strip[-10:, left + 330].all()  # content below, style above
 
 
+def test_strip_below_has_both_between_content_and_style():
+    plan, pair = plan_of([[2, 2, 2, 2], [1, 2, 2, 0]])
+    picture = plot.selection_map(plan, pair)
+    left = int(np.flatnonzero(pixels(picture[:100], plot.COLOURS["both"]).any(0))[0])
+    top = plot._GAP + 560 + 1 + plot._GAP
+    strip = picture[top : top + 40]
+    assert pixels(strip[:, left + 10], plot.COLOURS["both"]).all()
+    for role, rows in (("style", (0, 10)), ("both", (10, 30)), ("content", (30, 40))):
+        assert pixels(strip[slice(*rows), left + 330], plot.COLOURS[role]).all()
+
+
+def test_both_is_in_the_legend_only_where_it_is_in_the_map():
+    def legend(table):
+        picture = plot.selection_map(*plan_of(table))
+        return [role for role, x in plot.COLOURS.items() if pixels(picture[-2 * 10 :], x).any()]
+
+    assert legend([[1, 1], [1, 0]]) == ["content", "style"]
+    assert legend([[2, 1], [1, 0]]) == ["content", "style", "both"]
+
+
 @given(st.integers(1, 150), st.integers(0, 700), st.integers(0, 5))
 def test_map_of_any_size(steps, layers, alone):
     names = tuple(f"input_blocks_{i}_1_x" for i in range(layers))
@@ -401,26 +476,38 @@ def test_map_of_any_size(steps, layers, alone):
         {f"output_blocks_{i}_1_x": "content" for i in range(alone)},
         (),
     )
-    content = np.zeros((steps + 1, layers), bool)
-    picture = plot.selection_map(Plan(names, content, progress(steps), 1.0), pair)
+    choice = np.full((steps + 1, layers), 2, np.uint8)
+    picture = plot.selection_map(Plan(names, choice, progress(steps), 1.0, "K-LoRA"), pair)
     assert picture.dtype == np.uint8
     assert picture.ndim == 3
     assert picture.shape[2] == 3
 
 
-def test_colours_differ_for_everyone():
+# Machado, Oliveira and Fernandes 2009, severity 1: linear RGB as it is seen.
+SEEN = {
+    "all colours": np.eye(3),
+    "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+               [-0.003882, -0.048116, 1.051998]],
+    "no green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                 [-0.011820, 0.042940, 0.968881]],
+    "no blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+                [0.004733, 0.691367, 0.303900]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("eyes", SEEN)
+def test_colours_differ_for_everyone(eyes):
     """In lightness too (WCAG's relative luminance), so that a grey print shows the map."""
 
     def luminance(colour):
         x = np.array(colour) / 255
-        return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4) @ [
-            0.2126,
-            0.7152,
-            0.0722,
-        ]
+        x = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+        return np.clip(SEEN[eyes] @ x, 0, 1) @ [0.2126, 0.7152, 0.0722]
 
-    blue, orange = sorted(luminance(colour) for colour in plot.COLOURS.values())
-    assert (orange + 0.05) / (blue + 0.05) > 2
+    ordered = sorted(luminance(colour) for colour in plot.COLOURS.values())
+    assert len(ordered) == 3
+    for darker, lighter in itertools.pairwise(ordered):
+        assert (lighter + 0.05) / (darker + 0.05) > (2 if eyes == "all colours" else 1.75)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
@@ -433,7 +520,7 @@ def test_png_is_read_by_others(height, width, seed):
 
 
 def test_the_built_in_letters_suffice():
-    used = "content style step in one file only % 0123456789" + "".join(
+    used = "content style both step in one file only % 0123456789" + "".join(
         word for _, word in plot._BLOCKS
     )
     assert set(used + "other") <= set(plot._FONT)

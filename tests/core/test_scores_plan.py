@@ -170,6 +170,7 @@ def test_plan_equals_the_triple_loop(pair, seed, scale, gamma):
     steps, t0 = dice.choice([1, 4, 20, 28]), dice.choice([0.0, 0.25, 0.6, 1.0])
     plan = make_plan(pair, scores, settings, steps, t0)
     assert plan.content.tolist() == triple_loop(scores, settings, steps, t0)
+    assert np.array_equal(plan.style, ~plan.content)
     assert plan.content.shape == (steps + 1, layers)
     assert plan.layers == tuple(layer.name for layer in pair.paired)
     assert plan.steps == steps
@@ -202,8 +203,8 @@ def test_last_row_is_the_end_and_later_calls_stay_on_it(pair, scores):
     plan = make_plan(pair, scores, Settings(), steps=5)
     assert plan.t[-1] == 1
     for finished in (5, 6, 84):
-        assert plan.row(finished).tolist() == plan.content[5].tolist()
-    assert plan.row(2).tolist() == plan.content[2].tolist()
+        assert plan.row(finished).tolist() == plan.choice[5].tolist()
+    assert plan.row(2).tolist() == plan.choice[2].tolist()
 
 
 def test_pair_without_common_layers_has_an_empty_plan():

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from lib_klora import infotext
 from lib_klora.errors import KLoraError
 from lib_klora.lora_file import parse_lora, read_safetensors
+from lib_klora.methods import BITS, METHODS
 from lib_klora.pair import pair_files
 from lib_klora.plan import make_plan
 from lib_klora.scores import compute_scores
@@ -83,12 +84,12 @@ def selected(host):
 class TestOneGeneration:
     def test_every_call_gets_the_plans_row(self, session, host, folder):
         generate(session)
-        assert selected(host) == plan_of(folder).content[:4].tolist()
+        assert selected(host) == plan_of(folder).choice[:4].tolist()
         assert host.attached is not None
 
     def test_only_flips_are_rebuilt(self, session, host, folder):
         generate(session, steps=20)
-        rows = plan_of(folder, steps=20).content[:20]
+        rows = plan_of(folder, steps=20).choice[:20]
         assert host.rebuilt == [0, *(rows[1:] != rows[:-1]).sum(axis=1).tolist()]
         assert sum(host.rebuilt) > 0
 
@@ -97,13 +98,13 @@ class TestOneGeneration:
         session.activate(p, TAGS, OFF)
         for i in range(7):
             session.before_model_call(call(i, 4, sampler="Heun", expected=8))
-        rows = plan_of(folder).content.tolist()
+        rows = plan_of(folder).choice.tolist()
         assert selected(host) == [rows[i] for i in (0, 0, 1, 1, 2, 2, 3)]
 
     def test_calls_past_the_end_stay_on_the_last_row(self, session, host, folder):
         session.activate(p := Processing(), TAGS, OFF)
         session.before_model_call(call(83, 4, sampler="DPM adaptive"))
-        assert selected(host) == [plan_of(folder).content[4].tolist()]
+        assert selected(host) == [plan_of(folder).choice[4].tolist()]
         assert not p.comments
 
     def test_no_tags_and_accordion_off_is_nothing(self, session, host):
@@ -171,7 +172,7 @@ class TestPasses:
         session.activate(Processing(), TAGS, settings)
         for i in range(5):
             session.before_model_call(call(i, 5, t0=0.4))
-        assert selected(host) == plan_of(folder, steps=5, t0=t0).content[:5].tolist()
+        assert selected(host) == plan_of(folder, steps=5, t0=t0).choice[:5].tolist()
 
     def test_first_and_hires_pass_have_their_own_plans(self, session, host, folder):
         p = Processing(enable_hr=True)
@@ -183,8 +184,8 @@ class TestPasses:
         for i in range(3):
             session.before_model_call(call(i, 3, t0=0.5))
         expected = [
-            *plan_of(folder, steps=4).content[:4].tolist(),
-            *plan_of(folder, steps=3, t0=0.5).content[:3].tolist(),
+            *plan_of(folder, steps=4).choice[:4].tolist(),
+            *plan_of(folder, steps=3, t0=0.5).choice[:3].tolist(),
         ]
         assert selected(host) == expected
         assert host.count("read") == 2
@@ -248,7 +249,7 @@ class TestPasses:
         assert not selected(host)
         session.activate(outer, TAGS, OFF)
         session.before_model_call(call(0))
-        assert selected(host) == plan_of(folder).content[:1].tolist()
+        assert selected(host) == plan_of(folder).choice[:1].tolist()
 
 
 class TestBetweenGenerations:
@@ -267,7 +268,7 @@ class TestBetweenGenerations:
         settings = Settings(enabled=False, **settings)
         generate(session, settings=settings)
         assert host.count("read") == host.count("fuse") == 0
-        assert selected(host) == plan_of(folder, settings).content[:4].tolist()
+        assert selected(host) == plan_of(folder, settings).choice[:4].tolist()
 
     def test_weights_read_nothing_and_fuse_anew(self, session, host):
         generate(session)
@@ -299,7 +300,7 @@ class TestBetweenGenerations:
         host.asked.clear()
         generate(session)
         assert ("load", "cat") in host.asked
-        assert selected(host) == plan_of(folder).content[:4].tolist()
+        assert selected(host) == plan_of(folder).choice[:4].tolist()
 
     def test_another_checkpoint_loads_the_files_for_it(self, session, host):
         generate(session)
@@ -534,7 +535,7 @@ class TestWhatBadInputGets:
         assert host.attached is not None
         assert not p.comments
         assert infotext.ERROR_KEY not in p.extra_generation_params
-        assert selected(host) == plan_of(bad_folder).content[:4].tolist()
+        assert selected(host) == plan_of(bad_folder).choice[:4].tolist()
 
     def test_said_once_a_generation_in_the_log(self, session, bad_folder, log, wrong):
         tags, settings, _ = wrong
@@ -608,7 +609,7 @@ class TestErrorsOfOurs:
         host.asked.clear()
         p = generate(session)
         assert not p.comments
-        assert selected(host) == plan_of(folder).content[:4].tolist()
+        assert selected(host) == plan_of(folder).choice[:4].tolist()
 
     def test_error_between_steps_ends_k_lora_for_the_rest_of_the_pass(self, session, host):
         p = Processing()
@@ -648,7 +649,100 @@ def test_alpha_and_beta_zero_is_the_content_lora_all_along(session, host):
 def test_huge_beta_is_the_style_lora_all_along(session, host):
     generate(session, settings=Settings(enabled=False, alpha=0, beta=1e10))
     assert set(host.applied.values()) == {"style"}
-    assert not np.any(selected(host))
+    assert not np.any(np.array(selected(host)) & BITS["content"])
+
+
+def of(method, **settings) -> Settings:
+    return Settings(enabled=False, method=method, **settings)
+
+
+WITHOUT_SCORES = ["Direct merge", "LoRA Switch", "Fixed selection", "Random selection"]
+
+
+class TestMethods:
+    """The same way to the host for each of them; what needs no scores does not wait for any."""
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_every_call_gets_the_plans_row(self, session, host, folder, method):
+        p = generate(session, settings=of(method), steps=6)
+        rows = plan_of(folder, of(method), steps=6).choice[:6]
+        assert selected(host) == rows.tolist()
+        assert host.rebuilt[1:] == (rows[1:] != rows[:-1]).sum(axis=1).tolist()
+        assert infotext.ERROR_KEY not in p.extra_generation_params
+        written = {"method": method} if method != "K-LoRA" else {}
+        assert infotext.read(p.extra_generation_params[infotext.KEY]) == written
+
+    @pytest.mark.parametrize("method", WITHOUT_SCORES)
+    def test_the_files_are_not_compared_without_need(self, session, host, folder, method):
+        generate(session, settings=of(method))
+        assert host.attached is not None
+        assert host.count("show_progress") == 0
+        assert not (folder / "cache").exists()
+        report, scores = session.preview(TAGS, of(method), 4)
+        assert host.count("show_progress") == 0
+        assert scores is None
+        assert report.plans[0].gamma is None
+
+    @pytest.mark.parametrize("role_last", ["content", "style"])
+    def test_both_are_applied_in_the_order_of_the_tags(self, session, host, role_last):
+        tags = [["cat"], ["ink"]] if role_last == "style" else [["ink", "style"], ["cat"]]
+        generate(session, tags=tags, settings=of("Direct merge"))
+        first = "content" if role_last == "style" else "style"
+        assert set(host.applied.values()) == {f"{first}+{role_last}"}
+        assert host.rebuilt == [0, 0, 0, 0]
+
+    def test_the_files_are_compared_once_a_method_needs_it(self, session, host, folder):
+        generate(session, settings=of("LoRA Switch"))
+        host.asked.clear()
+        generate(session, settings=of("K-LoRA"))
+        assert host.count("load") == 0, "the host has both already"
+        assert host.count("show_progress") > 0
+        assert selected(host) == plan_of(folder).choice[:4].tolist()
+        host.asked.clear()
+        generate(session, settings=of("LoRA Switch"))
+        generate(session, settings=of("Without γ"))
+        assert host.count("read") == host.count("show_progress") == 0
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_layers_of_one_file_stay_whatever_the_method(self, session, host, folder, method):
+        save_file(linears(PREFIXES[:6], seed=7), folder / "short.safetensors")
+        generate(session, tags=[["cat"], ["short"]], settings=of(method))
+        assert len(host.attached.layers) == 6
+        alone = {name: host.applied[name] for name in host.attached.unpaired}
+        assert list(alone.values()) == ["content", "content"]
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_the_next_generation_without_tags_is_clean(self, session, host, method):
+        generate(session, settings=of(method))
+        p = generate(session, tags=[])
+        assert host.attached is None
+        assert p.extra_generation_params == {"Other": "stays"}
+
+    def test_the_hires_pass_has_the_method_with_its_own_scale(self, session, host, folder):
+        settings = of("Fixed selection", hires="own", hires_beta=4.0)
+        p = Processing(enable_hr=True)
+        session.activate(p, TAGS, settings)
+        session.before_model_call(call(0))
+        p.is_hr_pass = True
+        session.activate(p, TAGS, settings.for_hires())
+        session.before_model_call(call(0))
+        assert selected(host) == [[BITS["content"]] * 8, [BITS["style"]] * 8]
+
+    def test_switch_counts_the_steps_of_its_pass(self, session, host):
+        """Wherever an img2img starts, its first step is content."""
+        session.activate(Processing(), TAGS, of("LoRA Switch"))
+        for i in range(3):
+            session.before_model_call(call(i, 3, t0=0.6))
+        assert [row[0] for row in selected(host)] == [1, 2, 1]
+
+    def test_a_seed_gives_the_same_selection_again_and_another_another(self, session, host):
+        seen = []
+        for seed in (3, 3, 4):
+            host.asked.clear()
+            p = generate(session, settings=of("Random selection", seed=seed))
+            assert f"seed={seed}" in p.extra_generation_params[infotext.KEY]
+            seen.append(selected(host))
+        assert seen[0] == seen[1] != seen[2]
 
 
 class TestScoresOnDisk:

@@ -10,6 +10,7 @@ from lib_klora.settings import BY_NAME, FIELDS, Settings, default_beta, from_arg
 
 NUMBERS = [
     "alpha", "beta", "top_k", "content_weight", "style_weight", "hires_alpha", "hires_beta",
+    "seed",
 ]  # fmt: skip
 SWITCHES = ["enabled", "text_encoder"]
 CHOICES = ["scale", "method", "layers", "gamma", "unpaired", "progress", "hires"]
@@ -66,6 +67,7 @@ class TestDefaults:
             "hires_scale": "S",
             "hires_alpha": 1.5,
             "hires_beta": None,
+            "seed": 0,
         }
 
     @pytest.mark.parametrize(("scale", "beta"), [("S", 0.5), ("S*", 1.3), ("none", 0.5)])
@@ -84,6 +86,7 @@ class TestDefaults:
             ({"scale": "S*", "beta": 0.5}, {"beta": 0.5, "scale": "S*"}),
             ({"beta": 1.3}, {"beta": 1.3}),
             ({"style": "ink", "text_encoder": False}, {"text_encoder": False, "style": "ink"}),
+            ({"method": "Random selection", "seed": 7}, {"method": "Random selection", "seed": 7}),
         ],
     )
     def test_changed_is_what_differs_from_the_paper(self, given, changed):
@@ -113,7 +116,7 @@ class TestNumbers:
     def test_must_be_numbers_and_not_bools(self, name, value):
         assert repr(value) in refused(**{name: value})
 
-    @pytest.mark.parametrize("name", ["alpha", "top_k", "content_weight", "style_weight"])
+    @pytest.mark.parametrize("name", ["alpha", "top_k", "content_weight", "style_weight", "seed"])
     def test_null_is_no_number(self, name):
         refused(**{name: None})
 
@@ -147,6 +150,16 @@ class TestNumbers:
         sentence = refused(**{name: value})
         assert repr(value) in sentence
         assert "1e+10" in sentence
+
+    @pytest.mark.parametrize("value", [0, 3, 3.0, 10**9])
+    def test_seed_is_a_whole_number_whichever_way_it_is_written(self, value):
+        seed = from_fields({"seed": value}).seed
+        assert seed == value
+        assert type(seed) is int
+
+    @pytest.mark.parametrize("value", [0.5, -1, 1e-9, 10**9 + 1])
+    def test_seed_out_of_range_or_with_a_fraction(self, value):
+        assert f"{value!r}: it must be a whole number" in refused(seed=value)
 
     def test_s_star_needs_a_modulus(self):
         with pytest.raises(KLoraError, match="alpha is 0"):
@@ -193,10 +206,10 @@ class TestWords:
 class TestUnknown:
     def test_unknown_fields_are_all_named_with_the_known_ones(self):
         with pytest.raises(KLoraError) as error:
-            from_fields({"alpha": 1, "alhpa": 2, "seed": 3})
+            from_fields({"alpha": 1, "alhpa": 2, "sead": 3})
         sentence = str(error.value)
         assert "“alhpa”" in sentence
-        assert "“seed”" in sentence
+        assert "“sead”" in sentence
         assert "“alpha”" not in sentence
         assert all(name in sentence for name in BY_NAME)
 
@@ -241,8 +254,8 @@ class TestArgs:
 
     def test_positional_values_are_in_the_tables_order(self):
         args = [
-            True, 2, 0.25, "S*", "K-LoRA", "all", "authors", 0.5, "drop", False, "restart", "cat",
-            "ink", 0.8, 0.7, "own", "none", 1.1, 0.9,
+            True, 2, 0.25, "S*", "LoRA Switch", "all", "authors", 0.5, "drop", False, "restart",
+            "cat", "ink", 0.8, 0.7, "own", "none", 1.1, 0.9, 5,
         ]  # fmt: skip
         settings = from_args(args, self.DEFAULTS)
         assert dict(zip(BY_NAME, args, strict=True)) == dataclasses.asdict(settings)

@@ -5,6 +5,7 @@ Nothing here comes from lib_klora; the equations are those of K-LoRA (CVPR 2025)
 
 import math
 
+import numpy as np
 import torch
 from make_loras import layers_of, parts_of
 from safetensors.torch import load_file
@@ -108,3 +109,26 @@ class Choice:
         """{layer: role} after `i` of `steps` steps of a pass that starts at t₀ (Eq. 7)."""
         t = t0 + (1 - t0) * min(i / steps, 1)
         return self.at(alpha * t + beta)
+
+    def other(self, method, i, scale, seed=0):
+        """{layer: role} after `i` steps, by a method that the paper compares with; `scale` is S(t).
+
+        Role “both” is content and style added up.
+        """
+        layers = sorted(self.top, key=lambda part: part.replace(".", "_"))
+        if method == "Direct merge":
+            roles = ["both" for _ in layers]
+        elif method == "LoRA Switch":
+            roles = [("content", "style")[i % 2] for _ in layers]
+        elif method == "Fixed selection":
+            roles = ["content" if scale < 1 else "style" for _ in layers]
+        elif method == "Random selection":
+            dice = np.random.default_rng(seed)
+            for _ in range(i + 1):  # the draws of earlier steps come first
+                roles = ["content" if dice.random() < 1 / 3 else "style" for _ in layers]
+        elif method == "Top-K without scale":
+            return self.at(1)
+        elif method == "Without γ":
+            tops = [self.top[layer] for layer in layers]
+            roles = ["content" if c >= scale * s else "style" for c, s in tops]
+        return {**dict(zip(layers, roles, strict=True)), **self.only}

@@ -19,7 +19,7 @@ def test_it_is_listed_in_both_tabs(webui):
         for entry in webui.get("/sdapi/v1/script-info")
         if entry["name"] == "k-lora" and not entry["is_img2img"]
     ]
-    assert len(info["args"]) == 19
+    assert len(info["args"]) == 20
     assert info["args"][0]["value"] is False
 
 

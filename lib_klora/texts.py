@@ -1,0 +1,92 @@
+"""What a person reads on the page beside the table of settings, and how a sentence is written so
+that the WebUI's languages can translate it. Without page code, for tools/make_localizations.py."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import NamedTuple
+
+from .methods import METHODS
+from .settings import FIELDS
+
+
+class Option(NamedTuple):
+    """An entry of the Settings page that is no default of a field."""
+
+    key: str
+    default: bool | str
+    label: str
+    help: str
+
+
+OPTIONS = (
+    Option(
+        "klora_tags_alone",
+        True,
+        "Tags without the accordion",
+        "Two <klora:…> tags work while the accordion is off, with the defaults below.",
+    ),
+    Option(
+        "klora_append_map",
+        False,
+        "Selection map in the gallery",
+        "Show which LoRA each layer got, after the images.",
+    ),
+    Option(
+        "klora_save_map",
+        False,
+        "Save the selection map",
+        "Beside the first image, as NAME-klora.png.",
+    ),
+)
+LOG_LEVEL = Option("klora_log_level", "INFO", "Log level", "How much K-LoRA writes to the log.")
+OFFERED = tuple(
+    field
+    for field in FIELDS
+    if not field.per_pair and len(field.choices) != 1 and not field.name.startswith("hires")
+)
+"""The fields whose default for tags the Settings page offers."""
+
+PREVIEW, DEFAULTS, ADVANCED = "Preview selection", "Paper defaults", "Advanced"
+CLEAR_CACHE = "Clear cache"
+ANALYSING = "Analysing"
+HINT = "Choose a content and a style LoRA, or write", "in the prompt."
+"""Before and after an example of two tags."""
+
+_VARIABLE = re.compile(
+    r"“[^”]*”"  # what somebody else has named
+    r"|<klora:(?!…|NAME>)[^>]*>"  # a tag as it was written, not one that explains
+    r"|(?<=such as )[^),]+"
+    r"|(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)"
+    rf"|(?:{'|'.join(map(re.escape, METHODS))}): "
+    r"|; "  # no variable, but what is on either side of it occurs without the other
+)
+
+
+def cache_sentence(size: int, limit: int) -> str:
+    """How large the cache is, both in bytes."""
+    return (
+        f"The analysis cache has {size / 2**20:.1f} MiB, of {limit / 2**20:.0f} MiB at most. It "
+        f"keeps what the comparison of a LoRA file found, so that no file is analysed twice."
+    )
+
+
+def fragments(sentence: str) -> list[tuple[str, bool]]:
+    """The parts of a sentence in order, each with whether it is a fixed part: one that the same
+    sentence has about other names and numbers too."""
+    parts, end = [], 0
+    for match in _VARIABLE.finditer(sentence):
+        parts += [(sentence[end : match.start()], True), (match[0], False)]
+        end = match.end()
+    parts.append((sentence[end:], True))
+    return [(text, fixed) for text, fixed in parts if text]
+
+
+def to_html(sentence: str) -> str:
+    """A sentence for the page. The WebUI translates a text node if the whole of it is known to the
+    language, so names and numbers get elements of their own."""
+    return "".join(
+        html.escape(text) if fixed else f"<span>{html.escape(text)}</span>"
+        for text, fixed in fragments(sentence)
+    )

@@ -1,0 +1,188 @@
+"""The methods beside K-LoRA, each against a plain loop over steps and layers."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lora_samples import attention_prefixes, linears
+
+from lib_klora.errors import KLoraError
+from lib_klora.lora_file import parse_lora
+from lib_klora.methods import BITS, BOTH, METHODS
+from lib_klora.pair import pair_files
+from lib_klora.plan import make_plan
+from lib_klora.scores import Scores
+from lib_klora.settings import Settings
+
+C, S = "content", "style"
+NAMES = (
+    "K-LoRA", "Direct merge", "LoRA Switch", "Fixed selection", "Random selection",
+    "Top-K without scale", "Without γ",
+)  # fmt: skip
+WITHOUT_SCORES = ("Direct merge", "LoRA Switch", "Fixed selection", "Random selection")
+STEPS = st.integers(1, 60)
+LAYERS = st.integers(1, 12)
+PAIRS = {
+    n: pair_files(*(parse_lora(x, linears(attention_prefixes(n), rank=1, size=2)) for x in "ab"))
+    for n in range(1, 13)
+}
+"""Number of layers → any pair with that many: plans take only the names from it."""
+
+
+def table(plan) -> list[list[str]]:
+    """A plan's steps × layers in words, with the row of t = 1."""
+    words = {1: C, 2: S, 3: "both"}
+    return [[words[x] for x in row] for row in plan.choice.tolist()]
+
+
+def plan_of(method, steps, layers, *, scores=None, t0=0.0, **settings):
+    plan = make_plan(PAIRS[layers], scores, Settings(method=method, **settings), steps, t0)
+    assert plan.choice.shape == (steps + 1, layers)
+    assert plan.choice.dtype == np.uint8
+    assert plan.method == method
+    assert len(plan.layers) == layers
+    return plan
+
+
+def test_the_list():
+    assert tuple(METHODS) == NAMES
+    assert tuple(name for name, x in METHODS.items() if not x.needs_scores) == WITHOUT_SCORES
+    assert BITS == {C: 1, S: 2}
+    assert sum(BITS.values()) == BOTH
+
+
+@pytest.mark.parametrize("method", WITHOUT_SCORES)
+def test_without_scores_gamma_is_absent_and_not_invented(method):
+    assert plan_of(method, 5, 3).gamma is None
+
+
+@pytest.mark.parametrize("method", sorted(set(NAMES) - set(WITHOUT_SCORES)))
+def test_the_others_cannot_do_without(method):
+    with pytest.raises(AttributeError):
+        plan_of(method, 5, 3)
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_of_no_layers_there_is_nothing_to_say(method):
+    a, b = (
+        parse_lora(x, linears(attention_prefixes(4)[i : i + 2])) for x, i in (("a", 0), ("b", 2))
+    )
+    scores = Scores(*(np.empty(0) for _ in range(4)))
+    plan = make_plan(pair_files(a, b), scores, Settings(method=method), 3)
+    assert plan.choice.shape == (4, 0)
+
+
+@given(steps=STEPS, layers=LAYERS)
+def test_direct_merge_is_both_everywhere(steps, layers):
+    plan = plan_of("Direct merge", steps, layers)
+    assert table(plan) == [["both"] * layers] * (steps + 1)
+    assert plan.content.all()
+    assert plan.style.all()
+
+
+@given(steps=STEPS, layers=LAYERS, t0=st.floats(0, 1))
+def test_lora_switch_takes_turns_and_begins_with_content(steps, layers, t0):
+    wanted = [[C if step % 2 == 0 else S] * layers for step in range(steps + 1)]
+    assert table(plan_of("LoRA Switch", steps, layers, t0=t0)) == wanted
+
+
+@given(
+    steps=STEPS, layers=LAYERS, t0=st.floats(0, 1), alpha=st.floats(0.01, 5), beta=st.floats(0, 5),
+    scale=st.sampled_from(["S", "S*", "none"]),
+)  # fmt: skip
+def test_fixed_selection_is_content_below_one_and_style_from_there(
+    *, steps, layers, t0, alpha, beta, scale
+):
+    wanted = []
+    for step in range(steps + 1):
+        s = alpha * (t0 + (1 - t0) * min(step / steps, 1)) + beta
+        s = {"S": s, "S*": math.fmod(s, alpha), "none": 1}[scale]
+        wanted.append([C if s < 1 else S] * layers)
+    settings = dict(alpha=alpha, beta=beta, scale=scale)
+    assert table(plan_of("Fixed selection", steps, layers, t0=t0, **settings)) == wanted
+
+
+def test_fixed_selection_with_the_papers_numbers():
+    """1.5·t + 0.5 reaches 1 at t = 1/3: content in the first three of nine steps."""
+    rows = [row[0] for row in table(plan_of("Fixed selection", 9, 1))]
+    assert rows == [C] * 3 + [S] * 7
+
+
+def drawn_one_by_one(seed: int, steps: int, layers: int) -> list[list[str]]:
+    """One draw after the other, from numpy's generator, in plain loops."""
+    dice = np.random.default_rng(seed)
+    return [[C if dice.random() < 1 / 3 else S for _ in range(layers)] for _ in range(steps + 1)]
+
+
+@given(steps=STEPS, layers=LAYERS, seed=st.integers(0, 10**9))
+def test_random_selection_is_drawn_step_by_step_and_layer_by_layer(steps, layers, seed):
+    plan = plan_of("Random selection", steps, layers, seed=seed)
+    assert table(plan) == drawn_one_by_one(seed, steps, layers)
+
+
+def test_random_selection_of_seed_0_is_the_same_everywhere_and_for_ever():
+    """Written down once: another version of numpy must not change people's pictures."""
+    written = [[S, C, C, C, S, S], [S, S, S, S, S, C]]
+    assert table(plan_of("Random selection", 1, 6)) == written
+
+
+@given(seed=st.integers(0, 10**9), steps=STEPS, more=st.integers(1, 20))
+def test_random_selection_depends_on_the_seed_and_not_on_the_number_of_steps(seed, steps, more):
+    short, long = (plan_of("Random selection", n, 12, seed=seed) for n in (steps, steps + more))
+    assert np.array_equal(short.choice, long.choice[: steps + 1])
+
+
+def test_another_seed_is_another_selection():
+    choices = {plan_of("Random selection", 9, 12, seed=seed).choice.tobytes() for seed in range(50)}
+    assert len(choices) == 50
+
+
+def test_random_selection_gives_content_a_third():
+    """100 × 60 × 12 draws: the standard deviation of the mean is 0.0017."""
+    plans = [plan_of("Random selection", 60, 12, seed=seed) for seed in range(100)]
+    content = np.array([plan.content for plan in plans])
+    assert content.mean() == pytest.approx(1 / 3, abs=0.007)
+    # … and so does each layer, and each step: no row or column is special
+    assert np.abs(content.mean(axis=(0, 1)) - 1 / 3).max() < 0.03
+    assert np.abs(content.mean(axis=(0, 2)) - 1 / 3).max() < 0.07
+
+
+sums = st.floats(0.01, 100)
+
+
+@given(
+    rows=st.lists(st.tuples(sums, sums, sums, sums), min_size=1, max_size=12), steps=STEPS,
+    alpha=st.floats(0, 5), beta=st.floats(0, 5), gamma=st.sampled_from(["paper", "authors"]),
+    scale=st.sampled_from(["S", "none"]),
+)  # fmt: skip
+def test_the_ablations_are_the_papers_formula_without_one_factor(
+    *, rows, steps, alpha, beta, gamma, scale
+):
+    scores = Scores(*map(np.array, zip(*rows, strict=True)))
+    settings = dict(scores=scores, alpha=alpha, beta=beta, gamma=gamma, scale=scale)
+
+    def wanted(balance, scaled):
+        result = []
+        for step in range(steps + 1):
+            s = alpha * min(step / steps, 1) + beta if scaled and scale == "S" else 1.0
+            result.append([C if c >= balance * s * x else S for c, x, _, _ in rows])
+        return result
+
+    without_scale = plan_of("Top-K without scale", steps, len(rows), **settings)
+    assert without_scale.gamma == scores.gamma(gamma)
+    assert table(without_scale) == wanted(scores.gamma(gamma), False)
+    without_gamma = plan_of("Without γ", steps, len(rows), **settings)
+    assert without_gamma.gamma == 1
+    assert table(without_gamma) == wanted(1.0, True)
+    k_lora = plan_of("K-LoRA", steps, len(rows), **settings)
+    assert table(k_lora) == wanted(scores.gamma(gamma), True)
+
+
+def test_a_file_of_zeros_only_stops_the_methods_that_balance():
+    scores = Scores(*(np.array([x, x], float) for x in (1, 0, 1, 0)))
+    for method in ("K-LoRA", "Top-K without scale"):
+        with pytest.raises(KLoraError, match="style LoRA is zero"):
+            plan_of(method, 3, 2, scores=scores)
+    assert table(plan_of("Without γ", 3, 2, scores=scores)) == [[C, C]] * 4

@@ -1,0 +1,313 @@
+"""The methods beside K-LoRA: every layer is what the host makes of the LoRAs that it is to have."""
+
+import itertools
+
+import numpy as np
+import pytest
+from kloras import PAIR, assert_weights, choice, recorded, script, tags, weights_under
+from test_page_xyz import plot
+
+STEPS = 6
+METHODS = (
+    "Direct merge", "LoRA Switch", "Fixed selection", "Random selection", "Top-K without scale",
+    "Without γ",
+)  # fmt: skip
+CHANGING = [method for method in METHODS if method not in ("Direct merge", "Top-K without scale")]
+
+
+@pytest.fixture
+def pair(model):
+    """The names of the checkpoint's content and style LoRA."""
+    return model.lora("content"), model.lora("style")
+
+
+def wanted_of(webui, content, style, more=""):
+    """{role: the weights that the host makes of it}."""
+    prompts = {
+        "content": f"<lora:{content}:1>",
+        "style": f"<lora:{style}:1>",
+        "both": f"<lora:{content}:1> <lora:{style}:1>",
+    }
+    return {role: weights_under(webui, f"a cat {more}{x}") for role, x in prompts.items()}
+
+
+def scale_at(i, steps, t0=0.0, alpha=1.5, beta=0.5):
+    """S(t) after `i` of `steps` steps (Eq. 7)."""
+    return alpha * (t0 + (1 - t0) * min(i / steps, 1)) + beta
+
+
+# Direct merge is the host's own two tags ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["content first", "style first"])
+@pytest.mark.parametrize("weights", [(1, 1), (1, 2), (0.7, -0.4)])
+def test_direct_merge_is_the_hosts_two_loras(webui, model, pair, order, weights):
+    """Bit for bit, all storage types; the order of two additions decides the last bit."""
+    named = list(zip(pair, ("content", "style"), weights, strict=True))
+    if order == "style first":
+        named.reverse()
+    ours = "a cat " + " ".join(f"<klora:{name}:{w}:{role}>" for name, role, w in named)
+    theirs = "a cat " + " ".join(f"<lora:{name}:{w}>" for name, _, w in named)
+    fields = script(method="Direct merge", layers="all")
+    result, calls = recorded(webui, prompt=ours, alwayson_scripts=fields)
+    wanted, calls_wanted = recorded(webui, prompt=theirs)
+    assert result.sha == wanted.sha
+    assert [call["weights"] for call in calls] == [call["weights"] for call in calls_wanted]
+    assert result.sha != webui.txt2img(prompt=tags(*pair)).sha
+
+
+@pytest.mark.parametrize(
+    ("content", "style"),
+    [
+        ("content_all", "style_all"),
+        ("content_te", "style_te"),
+        ("content_lokr", "style_loha"),
+        ("content_all", "style_dora"),
+        ("content", "style_full"),
+        ("content_down", "style_up"),
+        ("content_down", "style_all"),
+        ("content", "content"),
+    ],
+)
+def test_direct_merge_of_files_of_every_kind(webui, content, style):
+    """All layers, text encoder and biases; layers of one file; one file twice."""
+    content, style = f"sd15_{content}", f"sd15_{style}"
+    fields = script(method="Direct merge", layers="all")
+    result = webui.txt2img(prompt=tags(content, style), alwayson_scripts=fields)
+    assert "K-LoRA error" not in result.infotexts[0]
+    if content == style:  # the host applies a file that is named twice only once
+        wanted = webui.txt2img(prompt=f"a cat <lora:{content}:2>")
+        assert np.abs(result.images[0].astype(int) - wanted.images[0]).max() <= 1
+    else:
+        wanted = webui.txt2img(prompt=f"a cat <lora:{content}:1> <lora:{style}:1>")
+        assert result.sha == wanted.sha
+
+
+@pytest.mark.parametrize("content", ["flux_content", "flux_content_split"])
+@pytest.mark.parametrize("style", ["flux_style", "flux_style_split"])
+def test_direct_merge_of_flux_files_that_split_what_the_model_fuses(webui, host, content, style):
+    if host != "forge":
+        pytest.skip("Flux is for Forge")
+    webui.load("tiny_flux")
+    fields = script(method="Direct merge", layers="all")
+    result = webui.txt2img(prompt=tags(content, style), alwayson_scripts=fields)
+    assert result.sha == webui.txt2img(prompt=f"a cat <lora:{content}:1> <lora:{style}:1>").sha
+
+
+def test_direct_merge_of_the_attention_layers_leaves_the_others(webui):
+    pair = "sd15_content_all", "sd15_style_all"
+    fields = script(method="Direct merge")
+    _, (call, *_) = recorded(webui, prompt=tags(*pair), alwayson_scripts=fields)
+    wanted = weights_under(webui, "a cat <lora:{}:1> <lora:{}:1>".format(*pair))
+    base = weights_under(webui, "a cat")
+    changed = {name for name in base if call["weights"][name] != base[name]}
+    assert changed == {name for name in base if ".attn" in name and wanted[name] != base[name]}
+    assert all(call["weights"][name] == wanted[name] for name in changed)
+
+
+# what each layer has at each step, against the oracle ---------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_at_every_step_every_layer_is_what_the_method_says(webui, model, pair, method):
+    """All storage types: the raw weights of each model call."""
+    if method in METHODS[4:] and model.options:
+        pytest.skip("K-LoRA's own tests have these storage types")
+    reading = choice(webui, *pair)
+    wanted = wanted_of(webui, *pair)
+    base = weights_under(webui, "a cat")
+    fields = script(method=method)
+    result, calls = recorded(webui, prompt=tags(*pair), steps=STEPS, alwayson_scripts=fields)
+    assert f"method={method}; files=" in result.infotexts[0]
+    assert len(calls) == STEPS
+    plan = [reading.other(method, i, scale_at(i, STEPS)) for i in range(STEPS)]
+    if method in CHANGING:
+        assert any(a != b for a, b in itertools.pairwise(plan)), "nothing flips: no test"
+    for roles, call in zip(plan, calls, strict=True):
+        assert_weights(call["weights"], wanted, roles, base)
+
+
+@pytest.mark.models("sd15$|sdxl$|flux$")
+@pytest.mark.parametrize("method", METHODS)
+def test_the_picture_is_that_of_whole_layers_swapped_per_step(webui, model, pair, method):
+    """Captured weights copied in, without the host's LoRA code."""
+    reading = choice(webui, *pair)
+    content, style = (f"<lora:{name}:1>" for name in pair)
+    for role, loras in (("content", content), ("style", style), ("both", f"{content} {style}")):
+        assert not webui.capture(role, f"a cat {loras}").error
+    plan = {str(i): reading.other(method, i, scale_at(i, STEPS)) for i in range(STEPS)}
+    webui.next(swap=plan)
+    wanted = webui.txt2img(steps=STEPS)
+    result = webui.txt2img(prompt=tags(*pair), steps=STEPS, alwayson_scripts=script(method=method))
+    assert result.sha == wanted.sha
+
+
+@pytest.fixture
+def expected(webui, host, once={}):  # noqa: B006 - kept for the module, per host
+    """(the oracle, the weights of each role, of none) for the pair on tiny_sd15."""
+    if host not in once:
+        wanted = wanted_of(webui, *PAIR)
+        once[host] = choice(webui, *PAIR), wanted, weights_under(webui, "a cat")
+    return once[host]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 10**9])
+def test_the_seed_decides_a_random_selection_and_nothing_else(webui, expected, seed):
+    reading, wanted, base = expected
+    fields = script(method="Random selection", seed=seed)
+    result, calls = recorded(webui, prompt=tags(*PAIR), steps=STEPS, alwayson_scripts=fields)
+    assert f"seed={seed}; files=" in result.infotexts[0]
+    for i, call in enumerate(calls):
+        roles = reading.other("Random selection", i, None, seed)
+        assert_weights(call["weights"], wanted, roles, base)
+
+
+def test_another_seed_of_the_picture_is_the_same_selection(webui, expected):
+    reading, wanted, base = expected
+    fields = dict(steps=STEPS, alwayson_scripts=script(method="Random selection", seed=3))
+    for seed in (1, 2):
+        _, calls = recorded(webui, prompt=tags(*PAIR), seed=seed, batch_size=2, **fields)
+        for i, call in enumerate(calls):
+            roles = reading.other("Random selection", i, None, 3)
+            assert_weights(call["weights"], wanted, roles, base)
+
+
+@pytest.mark.parametrize("method", ["LoRA Switch", "Fixed selection"])
+@pytest.mark.parametrize("sampler", ["Euler", "Heun"])
+def test_img2img_and_two_calls_a_step(webui, expected, method, sampler):
+    reading, wanted, base = expected
+    image = np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)
+    _, calls = recorded(
+        webui, image, prompt=tags(*PAIR), steps=8, sampler_name=sampler, denoising_strength=0.9,
+        alwayson_scripts=script(method=method),
+    )  # fmt: skip
+    for number, call in enumerate(calls):
+        i = number // 2 if sampler == "Heun" else number
+        roles = reading.other(method, i, scale_at(i, 8, t0=0.1))
+        assert_weights(call["weights"], wanted, roles, base)
+
+
+def test_hires_with_its_own_scale(webui, expected):
+    """Fixed selection: content in the first pass, style in the second."""
+    reading, wanted, base = expected
+    fields = script(method="Fixed selection", alpha=0, hires="own", hires_alpha=0, hires_beta=1)
+    _, calls = recorded(
+        webui, prompt=tags(*PAIR), steps=3, enable_hr=True, hr_scale=2, denoising_strength=0.6,
+        hr_second_pass_steps=3, alwayson_scripts=fields,
+    )  # fmt: skip
+    assert [call["hr"] for call in calls] == [False] * 3 + [True] * 3
+    for call in calls:
+        roles = reading.other("Fixed selection", 0, 1 if call["hr"] else 0.5)
+        assert_weights(call["weights"], wanted, roles, base)
+
+
+def test_other_loras_apply_as_without_us(webui, expected):
+    reading = expected[0]
+    other = "<lora:sd15_other:0.6> "
+    base = weights_under(webui, f"a cat {other}")
+    wanted = wanted_of(webui, *PAIR, more=other)
+    for method in ("Direct merge", "LoRA Switch"):
+        fields = dict(prompt=tags(*PAIR, f" {other}"), alwayson_scripts=script(method=method))
+        _, calls = recorded(webui, steps=2, **fields)
+        for i, call in enumerate(calls):
+            assert_weights(call["weights"], wanted, reading.other(method, i, None), base)
+
+
+# one after the other ------------------------------------------------------------------------------
+
+
+def test_methods_in_turn_leave_nothing_behind(webui):
+    """Each image is the one of a first time, whichever method went before; so is the base."""
+    base = webui.txt2img(steps=STEPS).sha
+    fields = dict(prompt=tags(*PAIR), steps=STEPS)
+
+    def images(order, between):
+        found = {}
+        for method in order:
+            found[method] = webui.txt2img(**fields, alwayson_scripts=script(method=method)).sha
+            if between:
+                assert webui.txt2img(steps=STEPS).sha == base
+        return found
+
+    methods = ["K-LoRA", *METHODS]
+    first = images(methods, between=True)
+    assert len({*first.values(), base}) == len(methods) + 1
+    assert images(methods[::-1], between=False) == first
+    assert images([*methods[::2], *methods[1::2]], between=False) == first
+    assert webui.txt2img(steps=STEPS).sha == base
+
+
+@pytest.mark.parametrize("method", ["Direct merge", "LoRA Switch"])
+def test_an_image_that_ended_early_leaves_nothing_behind(webui, method):
+    base = webui.txt2img(steps=STEPS).sha
+    fields = dict(prompt=tags(*PAIR), steps=STEPS, alwayson_scripts=script(method=method))
+    whole = webui.txt2img(**fields).sha
+    for end in ("raise_at", "interrupt_at"):
+        webui.next(**{end: 3})
+        webui.txt2img(**fields)
+        assert webui.txt2img(steps=STEPS).sha == base
+        webui.next(**{end: 3})
+        webui.txt2img(**fields)
+        assert webui.txt2img(**fields).sha == whole
+
+
+# what the person is told --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["K-LoRA", *METHODS])
+def test_the_plan_of_the_api(webui, expected, method):
+    reading = expected[0]
+    request = {"content": PAIR[0], "style": PAIR[1], "steps": STEPS}
+    plan = webui.post("/klora/plan", {**request, "settings": {"method": method}})
+    assert plan["method"] == method
+    compares = method in ("K-LoRA", *METHODS[4:])
+    assert (plan["gamma"] is not None) == compares
+    assert all((layer["ratio"] is not None) == compares for layer in plan["layers"])
+    for i in range(STEPS):
+        scale = scale_at(i, STEPS)
+        roles = reading.at(scale) if method == "K-LoRA" else reading.other(method, i, scale)
+        for role in ("content", "style"):
+            share = sum(found in (role, "both") for found in roles.values()) / len(roles)
+            assert plan[f"{role}_share"][i] == pytest.approx(share)
+            assert sum(layer[role][i] for layer in plan["layers"]) == round(share * len(roles))
+    assert plan["summary"].startswith(f"{method}: ") == (method != "K-LoRA")
+
+
+@pytest.mark.parametrize(
+    ("label", "name", "values", "more"),
+    [
+        ("Method", "method", ["K-LoRA", *METHODS], {}),
+        ("Selection seed", "seed", [0, 1, 2], {"method": "Random selection"}),
+    ],
+)
+def test_the_axes_of_a_plot(webui, label, name, values, more):
+    fields = [script(**{**more, name: value}) for value in values]
+    single = [webui.txt2img(prompt=tags(*PAIR), alwayson_scripts=x).sha for x in fields]
+    written = ",".join(map(str, values))
+    result = plot(webui, label, written, prompt=tags(*PAIR), alwayson_scripts=script(**more))
+    assert not result.error
+    assert [sha for sha in single if sha in result.hashes] == single
+    assert len(set(single)) == len(values)
+
+
+def test_the_default_method_comes_from_the_settings_page(webui):
+    wanted = webui.txt2img(prompt=tags(*PAIR), alwayson_scripts=script(method="Direct merge"))
+    webui.post("/sdapi/v1/options", {"klora_method": "Direct merge"})
+    try:
+        result = webui.txt2img(prompt=tags(*PAIR))
+    finally:
+        webui.post("/sdapi/v1/options", {"klora_method": "K-LoRA"})
+    assert result.sha == wanted.sha
+    assert "method=Direct merge" in result.infotexts[0]
+
+
+def test_an_infotext_makes_the_same_picture_again(webui, host):
+    if host != "a1111":
+        pytest.skip("Forge's API fails on the field `infotext`; its page is tested elsewhere")
+    for more in (dict(method="Without γ"), dict(method="Random selection", seed=5)):
+        fields = script(content=PAIR[0], style=PAIR[1], **more)
+        first = webui.txt2img(alwayson_scripts=fields)
+        again = webui.txt2img(infotext=first.infotexts[0])
+        assert not again.error
+        assert again.sha == first.sha
+        assert again.infotexts[0] == first.infotexts[0]
