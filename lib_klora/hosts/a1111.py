@@ -4,10 +4,12 @@ The host applies LoRAs lazily: every forward of a layer calls ``network_apply_we
 compares the names of ``networks.loaded_networks`` with those it applied last; where they differ it
 restores the layer from its backup and adds ``net.modules[layer].calc_updown`` of each network.
 
-So a pair is two networks of our own at the end of that list, and a layer's entry lies in the
-``modules`` of the one that wins it, or of both. A flip moves the entry and makes the layer's own
-record of what is applied invalid; the layer's next forward does the rest. Nothing else of the host
-is touched.
+So a pair is a network of our own at the end of that list, whose ``modules`` hold for each layer
+the entry of the file that wins it; an entry knows its own file's weight. A flip exchanges the entry
+and makes the layer's own record of what is applied invalid; the layer's next forward does the rest.
+Where a layer may have both (text encoders, Direct merge) it is two networks, one for each file. One
+is better where it will do: the host walks the list in every forward of every layer. Nothing else of
+the host is touched.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from modules import devices, sd_hijack, sd_models, shared
 from ..errors import KLoraError
 from ..layer_names import common_name
 from ..lora_file import read_safetensors
-from ..methods import BITS
+from ..methods import BITS, BOTH
 from ..pair import Pair
 from ..tag import ROLES, TagPair
 from .common import CommonHost
@@ -40,7 +42,7 @@ _numbers = itertools.count(1)
 @dataclass(eq=False)
 class _Fusion:
     nets: Mapping[str, network.Network]
-    """Role → our network."""
+    """Role → the file's own network, which knows its weights and embeddings."""
     order: tuple[str, str]
     """Roles in the order of the tags."""
     multipliers: Mapping[str, tuple[float, float]]
@@ -49,8 +51,17 @@ class _Fusion:
     """Role → module key → module, applied in every step: text encoder, layers of one file."""
     layers: tuple[Mapping[str, Mapping[str, Any]], ...]
     """Per paired layer: role → module key → module."""
+    both_encode: bool
+    """Whether both files have text encoder parts."""
+    carriers: Mapping[str, network.Network] = field(default_factory=dict)
+    """Role → what stands in the host's list for it; one and the same for both where that will do.
+    The host compares its name, so it has a new one whenever it is filled."""
     choice: np.ndarray | None = None
-    """What the networks hold."""
+    """What the carriers hold."""
+
+    @property
+    def is_one(self) -> bool:
+        return self.carriers[ROLES[0]] is self.carriers[ROLES[1]]
 
 
 @dataclass(eq=False)
@@ -104,11 +115,8 @@ class A1111(CommonHost):
                     shapes[name] = tuple(weight.shape)
             else:
                 parts.text_encoder[key] = module
-        # The name is what the host compares: a new one for every file read.
-        net.name = net.mentioned_name = f"K-LoRA {next(_numbers)} {on_disk.name}"
         net.modules = {}
         net.dyn_dim = None
-        net.klora = True
         return HostLora(on_disk, shapes, parts)
 
     def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> _Fusion:
@@ -127,56 +135,79 @@ class A1111(CommonHost):
             layers=tuple(
                 {role: parts[role].unet[layer.name] for role in ROLES} for layer in pair.paired
             ),
+            both_encode=te and all(parts[role].text_encoder for role in ROLES),
         )
 
     def attach(self, fusion: _Fusion, choice: np.ndarray) -> None:
         self.detach()
         for role, net in fusion.nets.items():
             net.te_multiplier, net.unet_multiplier = fusion.multipliers[role]
-        if fusion.choice is None or not self._holds(fusion):
+        if fusion.choice is None:
             self._fill(fusion, choice)
+        self._put_into_list(fusion)
         for role in fusion.order:
-            networks.loaded_networks.append(fusion.nets[role])
             _show_embeddings(fusion.nets[role])
 
     def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
-        flipped = fusion.choice ^ choice
-        for i in np.flatnonzero(flipped):
-            for role, bit in BITS.items():
-                if not flipped[i] & bit:
-                    continue
-                modules = fusion.nets[role].modules
-                for key, module in fusion.layers[i][role].items():
-                    if choice[i] & bit:
-                        modules[key] = module
-                    else:
-                        del modules[key]
+        flipped = np.flatnonzero(fusion.choice != choice)
+        if not len(flipped):
+            return
+        if fusion.is_one and (choice == BOTH).any():
+            self._remove_from_list()
+            self._fill(fusion, choice)
+            self._put_into_list(fusion)
+            return
+        for i in flipped:
+            entries = fusion.layers[i]
+            for role in ROLES:
+                for key, module in entries[role].items():
+                    fusion.carriers[role].modules.pop(key, None)
                     _invalidate(module)
+            for role, bit in BITS.items():
+                if choice[i] & bit:
+                    fusion.carriers[role].modules.update(entries[role])
         fusion.choice = choice
 
     def detach(self) -> None:
-        ours = [net for net in networks.loaded_networks if hasattr(net, "klora")]
-        for net in ours:
-            networks.loaded_networks.remove(net)
+        for net in self._remove_from_list():
             _hide_embeddings(net)
 
-    def _holds(self, fusion: _Fusion) -> bool:
-        """Whether the networks still hold this fusion: files are shared by fusions that differ
-        in scope or text encoder."""
-        return all(getattr(net, "klora_fusion", None) is fusion for net in fusion.nets.values())
+    @staticmethod
+    def _put_into_list(fusion: _Fusion) -> None:
+        for role in fusion.order[: 1 if fusion.is_one else 2]:
+            networks.loaded_networks.append(fusion.carriers[role])
 
-    def _fill(self, fusion: _Fusion, choice: np.ndarray) -> None:
-        """Gives the networks exactly this fusion's modules, whatever they held before."""
-        for role, net in fusion.nets.items():
-            wanted = dict(fusion.fixed[role])
+    @staticmethod
+    def _remove_from_list() -> list[network.Network]:
+        """Takes our carriers out; the files' networks that they stood for."""
+        ours = [net for net in networks.loaded_networks if hasattr(net, "klora")]
+        for carrier in ours:
+            networks.loaded_networks.remove(carrier)
+        return [net for carrier in ours for net in carrier.klora]
+
+    @staticmethod
+    def _fill(fusion: _Fusion, choice: np.ndarray) -> None:
+        """Makes new carriers with exactly these modules; every layer is applied again then."""
+        if fusion.both_encode or (choice == BOTH).any():
+            fusion.carriers = {role: _carrier(fusion.nets[role]) for role in ROLES}
+        else:
+            fusion.carriers = dict.fromkeys(ROLES, _carrier(*fusion.nets.values()))
+        for role, bit in BITS.items():
+            modules = fusion.carriers[role].modules
+            modules.update(fusion.fixed[role])
             for layer, bits in zip(fusion.layers, choice, strict=True):
-                if bits & BITS[role]:
-                    wanted.update(layer[role])
-            for key in net.modules.keys() ^ wanted.keys():
-                _invalidate(net.modules.get(key) or wanted[key])
-            net.modules = wanted
-            net.klora_fusion = fusion
+                if bits & bit:
+                    modules.update(layer[role])
         fusion.choice = choice
+
+
+def _carrier(*nets: network.Network) -> network.Network:
+    """A network for the host's list that stands for one file or both."""
+    files = " + ".join(net.network_on_disk.name for net in nets)
+    carrier = network.Network(f"K-LoRA {next(_numbers)} {files}", nets[0].network_on_disk)
+    carrier.mentioned_name = carrier.name
+    carrier.klora = nets
+    return carrier
 
 
 def _invalidate(module: Any) -> None:
