@@ -70,22 +70,30 @@ class _Fusion:
     """What ``entries`` holds."""
     identifier: tuple[str, float, float, bool] | None = None
     """Ours in ``lora_patches``; the last item: added at every forward instead of merged."""
-    patched: Callable[[], Any] = lambda: None
-    """Weak reference to the host's objects with us, which know those without: reused while those
-    are current. Weak, because they hold the model, which must go when the checkpoint changes."""
+    unet: Callable[[], Any] = lambda: None
+    """Weak reference to the patcher with us, which knows the one without: reused while that one is
+    current, because the host loads a patcher anew that it has not loaded last. Weak, because it
+    holds the model, which must go when the checkpoint changes."""
 
 
 class _Part:
-    """The model, reduced to the parameters that a flip concerns, for ``LoraLoader.refresh``."""
+    """The model, reduced to the parameters that a flip concerns, for ``LoraLoader.refresh``.
+
+    The host looks a parameter up by its path several times for each refresh, module by module. Here
+    a path has one step: ``a/b/c.weight`` for ``a.b.c.weight``.
+    """
 
     def __init__(self, model: Any, keys: Iterable[str]) -> None:
-        self._model, self._keys = model, tuple(keys)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+        self.short = {}
+        """The host's key → the key here."""
+        for key in keys:
+            path, _, name = key.rpartition(".")
+            step = path.replace(".", "/")
+            setattr(self, step, utils.get_attr(model, path))
+            self.short[key] = f"{step}.{name}"
 
     def named_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
-        return ((key, utils.get_attr(self._model, key)) for key in self._keys)
+        return ((short, utils.get_attr(self, short)) for short in self.short.values())
 
 
 class Forge(CommonHost):
@@ -180,21 +188,19 @@ class Forge(CommonHost):
         )
 
     def attach(self, fusion: _Fusion, choice: np.ndarray) -> None:
-        patched = fusion.patched()
         self.detach()
         if fusion.identifier is None or fusion.identifier[3] != self._online():
             # Never seen by the host under this name, so that it merges everything.
             fusion.identifier = (f"K-LoRA {next(_numbers)}", 1.0, 1.0, self._online())
-            patched = fusion.choice = None
+            fusion.choice = None
+            fusion.unet = lambda: None
         if fusion.choice is None:
             fusion.choice = choice
             for key in {**fusion.fixed, **fusion.layers_of}:
                 fusion.entries[key] = self._entries(fusion, key)
         engine = self._engine()
         clean = engine.forge_objects_after_applying_lora
-        if patched is None or patched.klora_clean is not clean:
-            patched = self._patch(clean, fusion)
-            fusion.patched = weakref.ref(patched)
+        patched = self._patch(clean, fusion)
         # As load_networks does: the refiner takes forge_objects, everything else a copy of the
         # other (processing.py:957, 1373, 1518, 1851; sd_samplers_common.py, apply_refiner).
         engine.forge_objects_after_applying_lora = patched
@@ -244,8 +250,12 @@ class Forge(CommonHost):
         """The host's objects with the fusion, as clones; ``clean`` stays as it is."""
         patched = clean.shallow_copy()
         patched.klora_clean = clean
-        patched.unet = clean.unet.clone()
-        patched.unet.lora_patches[fusion.identifier] = fusion.entries
+        patched.unet = fusion.unet()
+        if patched.unet is None or patched.unet.klora_clean is not clean.unet:
+            patched.unet = clean.unet.clone()
+            patched.unet.klora_clean = clean.unet
+            patched.unet.lora_patches[fusion.identifier] = fusion.entries
+            fusion.unet = weakref.ref(patched.unet)
         if fusion.text_encoder:
             patched.clip = clean.clip.clone()
             for name, patches, strength in fusion.text_encoder:
@@ -279,15 +289,17 @@ class Forge(CommonHost):
 def _refresh_part(patcher: Any, keys: Iterable[str]) -> None:
     """The host's own refresh, over ``keys`` alone: restore from backup, merge what the patcher's
     entries say now."""
-    loader = patcher.lora_loader
-    part = type(loader)(_Part(patcher.model, keys))
-    part.backup = {key: loader.backup[key] for key in keys if key in loader.backup}
+    loader, model = patcher.lora_loader, _Part(patcher.model, keys)
+    part = type(loader)(model)
+    part.backup = {
+        short: loader.backup[key] for key, short in model.short.items() if key in loader.backup
+    }
     patches = {
         identifier: {
             # A list that has become empty must still replace an online one; merged, the restored
             # backup is all there is to do.
-            key: entries[key]
-            for key in keys
+            short: entries[key]
+            for key, short in model.short.items()
             if key in entries and (entries[key] or identifier[3])
         }
         for identifier, entries in patcher.lora_patches.items()
@@ -300,7 +312,9 @@ def _refresh_part(patcher: Any, keys: Iterable[str]) -> None:
     finally:
         # A GGUF weight is requantised in place, in the very object that was its backup: the new
         # backup is the only copy of the original then.
-        loader.backup.update(part.backup)
+        for key, short in model.short.items():
+            if short in part.backup:
+                loader.backup[key] = part.backup[short]
         memory_management.signal_empty_cache = empty_cache
 
 
