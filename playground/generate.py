@@ -1,0 +1,90 @@
+"""Pictures with LoRAs: what a WebUI does around its model, in small.
+
+The prompt holds the tags that one would write in a WebUI; the K-LoRA session gets the same calls
+that a WebUI's callbacks make.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lib_klora.errors import KLoraError
+from lib_klora.hosts.diffusers_unet import DiffusersUNet
+from lib_klora.session import Pass, Report, Session
+from lib_klora.settings import Settings
+
+from .model import NEW_STYLE, NEW_SUBJECT, WEIGHTS, Model
+
+STEPS = 20
+_TAG = re.compile(r"<(lora|klora):([^>]*)>")
+
+
+class Generation:
+    """One generation as the session sees it: what a WebUI calls its processing object."""
+
+    def __init__(self, prompt: str) -> None:
+        self.prompt = prompt
+        self.extra_generation_params: dict[str, str] = {}
+        self.comments: list[str] = []
+        self.comment = self.comments.append
+
+
+class Playground:
+    """The model with its folder of LoRAs, ready to generate."""
+
+    def __init__(
+        self, model: Model | None = None, folder: Path = WEIGHTS / "loras",
+        cache: Path = Path("build/playground/cache"),
+    ) -> None:  # fmt: skip
+        self.model = model or Model.load()
+        self.host = DiffusersUNet(self.model.unet, folder, cache)
+        self.session = Session(self.host)
+
+    def generate(
+        self,
+        prompt: str,
+        seeds: Sequence[int],
+        settings: Settings | None = None,
+        steps: int = STEPS,
+    ) -> tuple[np.ndarray, Report]:
+        """A picture for each seed, uint8 [seeds, SIZE, SIZE, 3], and what K-LoRA did.
+
+        ``prompt`` may have ``<lora:NAME:WEIGHT>`` and two ``<klora:…>`` tags.
+        Raises KLoraError where a WebUI would show the sentence and go on without K-LoRA.
+        """
+        tags = [(kind, items.split(":")) for kind, items in _TAG.findall(prompt)]
+        words = " ".join(_TAG.sub("", prompt).split())
+        p = Generation(prompt)
+        self.host.use_loras(
+            [(name, float(*weight or "1")) for kind, (name, *weight) in tags if kind == "lora"]
+        )
+        self.session.activate(
+            p,
+            [items for kind, items in tags if kind == "klora"],
+            settings or Settings(enabled=False),
+        )
+
+        def before_step(call: int) -> None:
+            self.session.before_model_call(Pass(call, steps, steps, "DDIM", 0.0))
+
+        try:
+            pictures = self.model.sample(
+                [words] * len(seeds), seeds, steps, before_step=before_step
+            )
+            report = self.session.report(p)
+            if report.error:
+                raise KLoraError(report.error)
+            return pictures, report
+        finally:
+            self.session.detach()
+            self.host.use_loras([])
+
+
+def fused_prompt(subject: str, style: str, context: str = "one large {} middle bare {}") -> str:
+    """The prompt for a subject's and a style's LoRA together, with both tags."""
+    words = context.format(f"{NEW_SUBJECT} shape", f"{NEW_STYLE} art")
+    return f"{words} <klora:{subject}:content> <klora:{style}:style>"

@@ -1,0 +1,162 @@
+"""Prompt → picture: a text-conditioned diffusion model for the world, on diffusers.
+
+A picture is cut into patches of 4 × 4 pixels, so the UNet works on 12 × 12 places of 48 numbers,
+as a latent diffusion model would, without an autoencoder. The UNet predicts the clean picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from . import world
+
+PATCH = 4
+WEIGHTS = Path(__file__).parent / "weights"
+TRAIN_STEPS = 1000
+"""Noise levels that the model knows."""
+
+ANY_SUBJECT, ANY_STYLE = "shape", "art"
+"""The words for any subject and any style: the base model knows them, as it knows “dog”."""
+NEW_SUBJECT, NEW_STYLE = "sks", "zwx"
+"""Rare words that mean nothing to the base model; a LoRA gives them their meaning."""
+VOCABULARY = (
+    "", "one", "two", *world.SIZES, *world.POSITIONS, *world.SETTINGS, ANY_SUBJECT, NEW_SUBJECT,
+    *world.BASE_SUBJECTS, ANY_STYLE, NEW_STYLE, *world.BASE_STYLES,
+)  # fmt: skip
+WORDS = 8
+"""Length of a prompt in words; shorter ones are filled up."""
+_WIDTH = 64
+
+
+class TextEncoder(nn.Module):
+    """One learnt vector for each word and one for each place: [batch, WORDS] → [.., _WIDTH]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word = nn.Embedding(len(VOCABULARY), _WIDTH)
+        self.place = nn.Embedding(WORDS, _WIDTH)
+        self.norm = nn.LayerNorm(_WIDTH)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.word(tokens) + self.place.weight)
+
+
+def tokens(prompts: Sequence[str]) -> torch.Tensor:
+    """Word numbers, int64 [batch, WORDS]. Raises KeyError for a word that the model has not."""
+    numbers = {word: i for i, word in enumerate(VOCABULARY)}
+    rows = [[numbers[word] for word in prompt.split()] for prompt in prompts]
+    return torch.tensor([row + [0] * (WORDS - len(row)) for row in rows])
+
+
+def new_unet() -> UNet2DConditionModel:
+    """Seven transformers with 56 attention projections; called through ``predict``."""
+    channels = 3 * PATCH**2
+    return UNet2DConditionModel(
+        sample_size=world.SIZE // PATCH,
+        in_channels=channels + 2,  # and where the place is
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=(64, 96),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=_WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=16,
+    )
+
+
+def scheduler() -> DDIMScheduler:
+    """Ends in pure noise (zero terminal SNR), so that a style's ground colour can be reached."""
+    return DDIMScheduler(
+        num_train_timesteps=TRAIN_STEPS,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="sample",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+
+
+def predict(
+    unet: UNet2DConditionModel, x: torch.Tensor, t: torch.Tensor, words: torch.Tensor
+) -> torch.Tensor:
+    """The clean picture in patches, from a noisy one at noise level ``t``.
+
+    The UNet also gets each place's x and y, -1..1: at high noise nothing else says where it is.
+    """
+    line = torch.linspace(-1, 1, x.shape[-1])
+    places = torch.stack(torch.meshgrid(line, line, indexing="xy")).expand(len(x), -1, -1, -1)
+    return unet(torch.cat([x, places], 1), t, words).sample
+
+
+def to_patches(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 [batch, SIZE, SIZE, 3] → float32 [batch, 3·PATCH², SIZE/PATCH, SIZE/PATCH], -1..1."""
+    pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float()
+    return torch.pixel_unshuffle(pixels / 127.5 - 1, PATCH)
+
+
+def to_pictures(patches: torch.Tensor) -> np.ndarray:
+    """The inverse of ``to_patches``; values beyond -1..1 are clipped."""
+    pixels = torch.pixel_shuffle(patches, PATCH).clamp(-1, 1).add(1).mul(127.5).round()
+    return pixels.permute(0, 2, 3, 1).to(torch.uint8).numpy()
+
+
+class Model:
+    """The diffusion model, for making pictures."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: TextEncoder) -> None:
+        self.unet, self.text_encoder = unet.eval(), text_encoder.eval()
+
+    @classmethod
+    def load(cls, path: Path = WEIGHTS / "model.safetensors") -> Model:
+        unet, text_encoder = new_unet(), TextEncoder()
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+        for prefix, part in (("unet.", unet), ("text_encoder.", text_encoder)):
+            part.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
+        return cls(unet, text_encoder)
+
+    def save(self, path: Path = WEIGHTS / "model.safetensors") -> None:
+        tensors = {f"unet.{k}": v for k, v in self.unet.state_dict().items()}
+        tensors |= {f"text_encoder.{k}": v for k, v in self.text_encoder.state_dict().items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.half().contiguous() for k, v in tensors.items()}, path)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int = 20,
+        guidance: float = 2.0,
+        before_step: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """One picture for each prompt and seed, uint8 [batch, SIZE, SIZE, 3].
+
+        ``before_step`` is called with the number of finished steps before each model call: where
+        a WebUI has its denoiser callback.
+        """
+        plan = scheduler()
+        plan.set_timesteps(steps)
+        side = world.SIZE // PATCH
+        x = torch.stack(
+            [
+                torch.randn(3 * PATCH**2, side, side, generator=torch.Generator().manual_seed(seed))
+                for seed in seeds
+            ]
+        )
+        words = self.text_encoder(tokens([*prompts, *[""] * len(prompts)]))
+        for i, t in enumerate(plan.timesteps):
+            if before_step is not None:
+                before_step(i)
+            with_prompt, without = predict(self.unet, torch.cat([x, x]), t, words).chunk(2)
+            x = plan.step(without + guidance * (with_prompt - without), t, x).prev_sample
+        return to_pictures(x)

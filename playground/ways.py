@@ -1,0 +1,37 @@
+"""The ways that are compared: the paper's Table 1 and its ablations, in small."""
+
+from __future__ import annotations
+
+from lib_klora.methods import METHODS
+from lib_klora.settings import Settings
+
+from .scores import Way
+
+ALONE = (
+    Way("content LoRA alone", "<lora:{content}:1>"),
+    Way("style LoRA alone", "<lora:{style}:1>"),
+)
+K_LORA = Way("K-LoRA, S")
+K_LORA_STAR = Way("K-LoRA, S*", settings=Settings(scale="S*"))
+DIRECT = Way("Direct merge 1:1", settings=Settings(method="Direct merge"))
+OTHERS = (
+    DIRECT,
+    Way("Direct merge 1:2", "<klora:{content}:0.5> <klora:{style}:1>", DIRECT.settings),
+    Way("Direct merge ½:½", "<klora:{content}:0.5> <klora:{style}:0.5>", DIRECT.settings),
+    *(
+        Way(name, settings=Settings(method=name))
+        for name in METHODS
+        if name not in ("K-LoRA", "Direct merge")
+    ),
+)
+METHOD_WAYS = (*ALONE, *OTHERS, K_LORA, K_LORA_STAR)
+
+ALPHAS, BETAS = (1.0, 1.5, 2.0), (0.25, 0.5, 0.75)
+GRID = {
+    (alpha, beta): Way(f"α {alpha:g}, β {beta:g}", settings=Settings(alpha=alpha, beta=beta))
+    for alpha in ALPHAS
+    for beta in BETAS
+}
+MULTIPLIERS = {k: Way(f"K × {k:g}", settings=Settings(top_k=k)) for k in (1 / 64, 1 / 8, 1, 8, 64)}
+STEP_COUNTS = {n: Way(f"{n} steps", steps=n) for n in (10, 20, 30, 50)}
+GAMMAS = {g: Way(f"γ: {g}", settings=Settings(gamma=g)) for g in ("paper", "authors")}
