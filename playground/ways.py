@@ -7,9 +7,10 @@ from lib_klora.settings import Settings
 
 from .scores import Way
 
+_OFF = Settings(enabled=False)
 ALONE = (
-    Way("content LoRA alone", "<lora:{content}:1>"),
-    Way("style LoRA alone", "<lora:{style}:1>"),
+    Way("content LoRA alone", "<lora:{content}:1>", _OFF),
+    Way("style LoRA alone", "<lora:{style}:1>", _OFF),
 )
 K_LORA = Way("K-LoRA, S")
 K_LORA_STAR = Way("K-LoRA, S*", settings=Settings(scale="S*"))
