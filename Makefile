@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: test core live lint bench screenshots docs clean
+.PHONY: test core live live-a1111 live-forge lint bench screenshots docs clean
 .DELETE_ON_ERROR:
 
 test: core live
@@ -21,8 +21,12 @@ test: core live
 core: $(VENV)/ready lint
 	$(BIN)/python -m pytest tests/core
 
+# Both hosts side by side, each one's output in one piece.
 live: $(VENV)/ready
-	$(BIN)/python -m pytest tests/live $(if $(HOST),--host $(HOST))
+	$(MAKE) -j2 --output-sync=target $(if $(HOST),live-$(HOST),live-a1111 live-forge)
+
+live-a1111 live-forge: live-%: $(VENV)/ready
+	$(BIN)/python -m pytest tests/live --host $*
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
