@@ -1,6 +1,7 @@
 """Takes the screenshots of the README from a real WebUI: make screenshots HOST=a1111.
 
-Usage: python tools/screenshots.py HOST FOLDER. Needs what the live tests of the page need.
+Usage: python tools/screenshots.py HOST FOLDER [--all]. Needs what the live tests of the page need.
+--all: every state in each theme and in a narrow window, to look at before a release.
 """
 
 import io
@@ -18,12 +19,14 @@ from browser import Page, chromium  # noqa: E402
 from webui import WebUI, find, locate  # noqa: E402
 
 PAIR = "a cat on a chair <klora:sd15_content> <klora:sd15_style>"
+STATES = "closed", "open", "map", "error", "advanced"
 BUILD = Path(os.environ.get("KLORA_LIVE") or ROOT / "build" / "live")
 
 
 def main() -> None:
     """Starts the host, and takes one picture of each state of the accordion."""
     host, folder = sys.argv[1], Path(sys.argv[2])
+    everything = "--all" in sys.argv
     if find(host) is None:
         sys.exit(locate(host).missing)
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,16 +36,20 @@ def main() -> None:
     with server, chromium() as browser:
         for theme, width in (("light", 1500), ("dark", 1500), ("light", 560)):
             name = "narrow" if width < 1000 else theme
-            states(Page(browser, server, theme=theme, width=width), folder, f"{host}-{name}")
+            wanted = STATES if everything or name == "light" else ("map",)
+            page = Page(browser, server, theme=theme, width=width)
+            states(page, folder, f"{host}-{name}", wanted)
+            page.close()
 
 
-def states(page: Page, folder: Path, name: str) -> None:
-    """Closed, open, with the map, with an error, advanced."""
+def states(page: Page, folder: Path, name: str, wanted: tuple[str, ...]) -> None:
+    """Goes through all states, and takes a picture of those that are wanted."""
 
     def take(state: str) -> None:
         page.page.mouse.move(0, 0)
-        page.page.wait_for_timeout(400)
-        shrink(page.part("enabled").screenshot(), folder / f"{name}-{state}.png")
+        page.wait_quiet()
+        if state in wanted:
+            shrink(page.part("enabled").screenshot(), folder / f"{name}-{state}.png")
 
     take("closed")
     page.switch_on()
@@ -58,7 +65,6 @@ def states(page: Page, folder: Path, name: str) -> None:
     take("error")
     page.part("advanced").locator("> .label-wrap").click()
     take("advanced")
-    page.close()
 
 
 def shrink(png: bytes, path: Path) -> None:

@@ -5,18 +5,27 @@ import re
 import pytest
 from kloras import PAIR, tags
 
+from lib_klora.settings import BY_NAME
+
 VALUES = {
     "scale": "none",  # before β, because it brings its own
     "alpha": 2.5,
     "beta": 1.1,
+    "method": "Without γ",
     "layers": "all",
     "gamma": "authors",
     "top_k": 3,
     "unpaired": "drop",
     "text_encoder": False,
     "progress": "restart",
+    "seed": 11,
 }
+HIRES_VALUES = {"hires": "own", "hires_scale": "S*", "hires_alpha": 2, "hires_beta": 0.9}
 PAIR_VALUES = {"content": PAIR[0], "style": PAIR[1], "content_weight": 0.8, "style_weight": 0.6}
+
+
+def test_no_control_is_forgotten_here():
+    assert {*VALUES, *HIRES_VALUES, *PAIR_VALUES, "enabled"} == set(BY_NAME)
 
 
 def written(infotext):
@@ -41,14 +50,15 @@ def test_every_control_reaches_the_infotext(page):
     page.switch_on(advanced=True)
     plain = written(page.generate(tags(*PAIR)))
     assert list(plain) == ["files"]
-    for name, value in VALUES.items():
+    for name, value in {**VALUES, **HIRES_VALUES}.items():
         page.set(name, value)
+        assert page.value(name) == value
     found = written(page.generate())
     del found["files"]
-    wanted = {
-        name: str(value).lower() if value is False else str(value) for name, value in VALUES.items()
+    assert found == {
+        name: str(value).lower() if value is False else str(value)
+        for name, value in {**VALUES, **HIRES_VALUES}.items()
     }
-    assert found == wanted
     page.part("defaults").click()
     page.page.wait_for_timeout(1000)
     assert list(written(page.generate())) == ["files"]
@@ -107,16 +117,6 @@ def test_a_preview_without_a_pair_says_what_to_do(page, prompt, word):
     page.prompt.fill(prompt)
     page.part("preview").click()
     assert word in page.wait_report(".klora-error")
-
-
-def test_the_cache_can_be_cleared(page):
-    page.switch_on(advanced=True)
-    page.generate(tags(*PAIR))
-    page.wait_report("img.klora-map")
-    page.part("clear_cache").click()
-    assert "MiB" in page.wait_report(".klora-note")
-    page.generate(tags(*PAIR))
-    page.wait_report("img.klora-map")
 
 
 def test_the_schedule_follows_the_sliders(page):

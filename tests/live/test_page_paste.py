@@ -1,16 +1,9 @@
 """A pasted infotext restores every control; renamed files are found again."""
 
 from kloras import PAIR, tags
-from test_page_controls import PAIR_VALUES, VALUES
+from test_page_controls import HIRES_VALUES, PAIR_VALUES, VALUES
 
-ALL = {
-    **VALUES,
-    **PAIR_VALUES,
-    "hires": "own",
-    "hires_scale": "S*",
-    "hires_alpha": 2,
-    "hires_beta": 0.9,
-}
+ALL = {**VALUES, **PAIR_VALUES, **HIRES_VALUES}
 
 
 def values(page):

@@ -4,7 +4,9 @@ import json
 import re
 
 import pytest
+from browser import Page
 from kloras import PAIR, tags
+from webui import HERE, WebUI
 
 DEFAULTS = {
     "klora_tags_alone": True,
@@ -14,30 +16,91 @@ DEFAULTS = {
 }
 
 
-def ours(errors):
-    """Console errors that are not the host's own (its page has some without any extension)."""
-    return [e for e in errors if "klora" in e.lower() or "is not defined" in e]
+# Counts what happens while nobody does anything, and which timers are set by our scripts.
+WATCH = """
+    window.kloraWatch = {on: false, mutations: 0, timers: 0, last: 0};
+    for (const name of ['setTimeout', 'setInterval', 'requestAnimationFrame']) {
+        const real = window[name];
+        window[name] = function(run, ...more) {
+            const ours = new Error().stack.includes('klora_');
+            return real.call(window, typeof run !== 'function' ? run : function(...args) {
+                if (ours && window.kloraWatch.on) window.kloraWatch.timers++;
+                return run.apply(this, args);
+            }, ...more);
+        };
+    }
+    new MutationObserver((found) => {
+        window.kloraWatch.last = performance.now();
+        if (window.kloraWatch.on) window.kloraWatch.mutations += found.length;
+    }).observe(document, {childList: true, subtree: true, attributes: true, characterData: true});
+"""
+QUIET = "performance.now() - window.kloraWatch.last > 1500"
+SECONDS = 4000
 
 
-def test_no_error_of_ours_in_either_theme_and_the_idle_page_asks_nothing(webui, browser):
-    from browser import Page
-
-    for theme in ("light", "dark"):
-        page = Page(browser, webui, theme=theme)
-        try:
+def tour(browser, webui, theme, ours=False):
+    """(errors of the page, what happens while it is idle) after opening all of its tabs, and the
+    Lora cards; with ours, K-LoRA's parts as well."""
+    page = Page(browser, webui, theme=theme, script=WATCH)
+    try:
+        tabs = page.page.evaluate(
+            "[...document.querySelectorAll('#tabs > div[id]')].map(e => e.id)"
+        )
+        assert len(tabs) > 5
+        for tab in (*tabs, "tab_img2img", "tab_txt2img"):
+            page.open_tab(tab.removeprefix("tab_"))
+            if tab in ("tab_txt2img", "tab_img2img"):
+                page.page.locator(f"#{tab[4:]}_extra_tabs button", has_text="Lora").first.click()
+                page.page.locator(f"#{tab[4:]}_lora_cards .card").first.wait_for()
+        if ours:
+            page.page.locator("#txt2img_lora_cards .klora-role").first.wait_for()
+            page.open_settings()
+            page.open_tab("txt2img")
+            page.page.locator("#txt2img_extra_tabs button").first.click()
             page.switch_on(advanced=True)
-            asked = []
-            page.page.on("request", lambda request: asked.append(request.url))  # noqa: B023 - closed below
-            page.page.wait_for_timeout(2000)
-            assert not [url for url in asked if "klora" in url]
-            assert ours(page.errors) == []
-        finally:
-            page.close()
+        page.page.wait_for_function(QUIET)
+        asked = []
+        page.page.on("request", lambda request: asked.append(request.url))
+        page.page.evaluate("window.kloraWatch.on = true")
+        page.page.wait_for_timeout(SECONDS)  # there is no sign of nothing
+        watch = page.page.evaluate("window.kloraWatch")
+        idle = {"requests": len(asked), "mutations": watch["mutations"], "timers": watch["timers"]}
+        return set(page.errors), idle
+    finally:
+        page.close()
+
+
+@pytest.fixture
+def plain(webui, browser):
+    """The same tour without K-LoRA, on a server of its own with the same models."""
+    if webui.host not in seen:
+        data = webui.data.with_name(f"{webui.host}-plain")
+        data.mkdir(exist_ok=True)
+        for folder in ("models", "tiny"):
+            if not (data / folder).exists():
+                (data / folder).symlink_to(webui.data / folder, target_is_directory=True)
+        probe = {"klora-probe": HERE / "probe"}
+        with WebUI(webui.install, data, extensions=probe) as server:
+            seen[webui.host] = {t: tour(browser, server, t) for t in ("light", "dark")}
+    return seen[webui.host]
+
+
+seen = {}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_error_that_the_host_does_not_have_and_nothing_done_while_idle(
+    webui, browser, plain, theme
+):
+    errors, idle = tour(browser, webui, theme, ours=True)
+    plain_errors, plain_idle = plain[theme]
+    assert not errors - plain_errors
+    assert idle["timers"] == 0
+    for what, count in idle.items():
+        assert count <= plain_idle[what], what
 
 
 def test_it_fits_a_narrow_window(webui, browser):
-    from browser import Page
-
     page = Page(browser, webui, width=420)
     try:
         page.switch_on(advanced=True)

@@ -87,3 +87,94 @@ def test_the_axes_of_the_pair_have_no_effect_beside_tags_and_say_so(webui):
     mark = webui.mark()
     result = plot(webui, "Content LoRA", PAIR[0], prompt=tags(*PAIR))
     assert "tags" in webui.log_since(mark) + result.error
+
+
+# by mouse and keyboard ----------------------------------------------------------------------------
+
+
+class Plot:
+    """The host's X/Y/Z plot in the page, chosen as the script."""
+
+    def __init__(self, page):
+        self.page = page
+        self.place = page.page.locator("#txt2img_script_container")
+        page.pick(self.place.locator("#script_list"), "X/Y/Z plot")
+        self.part("x_type").wait_for(state="visible")
+
+    def part(self, name):
+        return self.place.locator(f"#script_txt2img_xyz_plot_{name}")
+
+    def axis(self, label):
+        """Chooses what the X axis changes."""
+        self.page.pick(self.part("x_type"), f"[K-LoRA] {label}")
+        self.page.wait_quiet()
+
+    def fill(self):
+        """Presses the button that offers every choice."""
+        button = self.place.locator("#xyz_grid_fill_x_tool_button")
+        button.wait_for(state="visible")
+        button.click()
+        self.place.locator(".token").first.wait_for(state="visible")
+
+    def write(self, values):
+        """Writes values, separated by commas."""
+        field = self.part("x_values").locator("textarea, input").first
+        field.fill(values)
+        field.blur()
+
+
+def cells(grid, count, size=64):
+    """The images of a grid of one row; what is above them are its labels."""
+    height, width, _ = grid.shape
+    left = width - count * size
+    assert height > size, "there are no labels"
+    row = grid[height - size :, left:]
+    return grid[: height - size], [row[:, i * size : (i + 1) * size] for i in range(count)]
+
+
+def ink(labels, count, size=64):
+    """Whether something is written above each image."""
+    left = labels.shape[1] - count * size
+    columns = [labels[:, left + i * size : left + (i + 1) * size] for i in range(count)]
+    return [bool((column < 128).any()) for column in columns]
+
+
+def test_a_plot_with_every_choice_by_mouse(page):
+    """Each cell is the image that the page makes with that choice in the accordion."""
+    page.switch_on()
+    page.set("alpha", 4)
+    single = []
+    for scale in ("S", "S*", "none"):
+        page.set("scale", scale)
+        page.generate(tags(*PAIR), seed=7, until="" if scale == "S" else f"scale={scale}")
+        single.append(page.image())
+    assert len({image.tobytes() for image in single}) == 3
+    page.set("scale", "S")
+    plot = Plot(page)
+    plot.axis("Scale")
+    plot.fill()
+    page.generate(seed=7, without="scale=")  # that of the first cell
+    infotext = page.infotexts()[0]
+    assert "X Type: [K-LoRA] Scale" in infotext
+    assert 'X Values: "S,S*,none"' in infotext
+    labels, found = cells(page.image(), 3)
+    assert ink(labels, 3) == [True] * 3
+    for scale, image, wanted in zip(("S", "S*", "none"), found, single, strict=True):
+        assert (image == wanted).all(), scale
+
+
+def test_a_wrong_value_is_told_in_the_page_before_the_first_image(page):
+    page.switch_on()
+    page.prompt.fill(tags(*PAIR))
+    plot = Plot(page)
+    plot.axis("α: slope")
+    plot.write("1, -2")
+    before = page.webui.last()
+    page.host("generate").click()
+    log = page.page.locator("#html_log_txt2img .error")
+    log.wait_for()
+    assert "K-LoRA: alpha is -2.0: it must be a number from 0 to 1e+10." in log.inner_text()
+    assert page.webui.last() == before, "an image was begun"
+    plot.write("1, 2")
+    assert "alpha=1" in page.generate()
+    assert 'X Values: "1, 2"' in page.infotexts()[0]

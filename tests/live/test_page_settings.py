@@ -1,0 +1,141 @@
+"""Our section of the Settings page, and the languages."""
+
+import json
+import re
+import shutil
+
+import pytest
+from browser import Page
+from kloras import PAIR, tags
+
+from lib_klora.settings import FIELDS
+
+
+def preview(page, top_k=1):
+    """Fills the cache; a K that was not used yet makes the analysis begin anew."""
+    page.switch_on()
+    if not page.part("top_k").is_visible():
+        page.part("advanced").locator("> .label-wrap").click()
+    page.set("top_k", top_k)
+    page.prompt.fill(tags(*PAIR))
+    page.part("preview").click()
+    page.wait_report("img.klora-map")
+
+
+def wait_size(page, empty):
+    """Waits for the cache to be shown as empty, or as not empty; its size in MiB."""
+    text = page.page.wait_for_function(
+        """empty => {
+            const text = document.querySelector('#setting_klora_cache .klora-cache').innerText;
+            return (parseFloat(text.match(/[\\d.]+/)[0]) === 0) === empty && text;
+        }""",
+        arg=empty,
+    ).json_value()
+    return float(re.search(r"[\d.]+", text)[0])
+
+
+def test_the_cache_is_shown_at_its_present_size_and_can_be_cleared(page):
+    folder = page.webui.data / "cache" / "klora"
+    shutil.rmtree(folder, ignore_errors=True)
+    page.open_settings()
+    wait_size(page, empty=True)
+    page.open_tab("txt2img")
+    preview(page, 0.55)
+    page.open_settings()  # without a new page
+    size = wait_size(page, empty=False)
+    on_disk = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+    assert size == pytest.approx(on_disk, abs=0.051)
+
+    page.page.reload()
+    page.page.wait_for_selector("#txt2img_generate")
+    page.open_settings()
+    assert wait_size(page, empty=False) == size
+    page.page.locator("#klora_clear_cache").click()
+    wait_size(page, empty=True)
+    assert not list(folder.iterdir())
+    page.page.reload()
+    page.page.wait_for_selector("#txt2img_generate")
+    page.open_settings()
+    wait_size(page, empty=True)
+
+
+def test_applying_the_settings_keeps_what_is_ours_and_nothing_of_the_cache(page):
+    webui = page.webui
+    preview(page, 0.65)
+    page.open_settings()
+    size = wait_size(page, empty=False)
+    field = page.page.locator("#setting_klora_alpha input")
+    field.fill("2.25")
+    field.blur()
+    try:
+        page.page.locator("#settings_submit").click()
+        result = page.page.locator("#settings_result", has_text="settings changed").first
+        result.wait_for()
+        assert "klora_alpha" in result.inner_text()
+        assert "klora_cache" not in result.inner_text()
+        saved = json.loads((webui.data / "config.json").read_text())
+        assert saved["klora_alpha"] == 2.25
+        assert "klora_cache" not in saved
+        assert "klora_cache" not in webui.get("/sdapi/v1/options")
+        assert wait_size(page, empty=False) == size
+        assert "alpha=2.25" in webui.txt2img(prompt=tags(*PAIR)).infotexts[0]
+    finally:
+        webui.restart()  # the button has written every option of the host's as well
+
+
+# languages ----------------------------------------------------------------------------------------
+
+LEFT = {
+    "K-LoRA", "LoRA", "MiB", "DEBUG", "INFO", "WARNING", "ERROR", "β", "α", "γ", "t = 0",
+    *(word for field in FIELDS for word in field.choices),
+}  # fmt: skip
+"""What every language writes the same: names, and the words that are the API's."""
+VISIBLE_WORDS = """place => {
+    const found = [], walk = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+        const text = walk.currentNode.textContent.trim();
+        const parent = walk.currentNode.parentElement;
+        if (text && !parent.closest('code, script, style, .hidden, .hide')) found.push(text);
+    }
+    return found;
+}"""
+
+
+@pytest.fixture
+def chinese(webui, browser):
+    """A page in Chinese."""
+    webui.settings["localization"] = "zh_CN"
+    try:
+        webui.restart()
+        page = Page(browser, webui)
+        yield page
+        page.close()
+    finally:
+        del webui.settings["localization"]
+        webui.restart()
+
+
+def english(place):
+    """The texts of a part of the page that have no Chinese in them."""
+    words = place.evaluate(VISIBLE_WORDS)
+    assert words
+    names = re.compile(r"“.*”|[\W\d_]*")
+    return {w for w in words if not re.search(r"[\u4e00-\u9fff]", w) and not names.fullmatch(w)}
+
+
+def test_everything_that_is_ours_is_translated(chinese):
+    page = chinese
+    page.switch_on(advanced=True)
+    page.prompt.fill(tags(*PAIR))
+    page.part("preview").click()
+    page.wait_report("img.klora-map")
+    assert f"主体“{PAIR[0]}”，风格“{PAIR[1]}”" in page.report.inner_text().replace(" ", "")
+    assert re.search(r"\d+ ?% 内容", page.report.inner_text())
+    assert english(page.part("enabled")) <= LEFT
+    page.prompt.fill(tags("nowhere", PAIR[1]))
+    page.part("preview").click()
+    page.wait_report(".klora-error")
+    assert "没有这个 LoRA：“nowhere”" in page.report.inner_text()
+    page.open_settings()
+    left = english(page.page.locator("#settings_klora"))
+    assert {text.strip("() ") for text in left} <= LEFT
