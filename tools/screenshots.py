@@ -68,8 +68,10 @@ def states(page: Page, folder: Path, name: str, wanted: tuple[str, ...]) -> None
 
 
 def shrink(png: bytes, path: Path) -> None:
-    """Saves a screenshot in 128 colours, which is all that the page has, at a third of the size."""
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(128).save(path, optimize=True)
+    """Saves a screenshot in 256 colours, which is all that the page has, at a third of the size."""
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(
+        path, optimize=True
+    )
 
 
 if __name__ == "__main__":
