@@ -33,8 +33,8 @@ from .model import (
 
 JUDGE_PICTURES, JUDGE_EPOCHS = 16_000, 8
 LORA_RANK, LORA_STEPS, LORA_BATCH, LORA_RATE = 8, 400, 8, 1e-3
-BASE_PICTURES, BASE_STEPS, BASE_BATCH = 20_000, 8_000, 16
-FIRST_STEPS, FIRST_NOISE = 1_500, 0.9
+BASE_PICTURES, BASE_STEPS, BASE_BATCH = 20_000, 10_000, 16
+FIRST_STEPS, FIRST_NOISE = 2_500, 0.9
 """At first only high noise: what a word looks like is learnt faster there."""
 
 

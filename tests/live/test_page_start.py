@@ -8,6 +8,8 @@ from browser import Page
 from kloras import PAIR, tags
 from webui import HERE, WebUI
 
+from lib_klora.settings import FIELDS
+
 DEFAULTS = {
     "klora_tags_alone": True,
     "klora_append_map": False,
@@ -115,12 +117,12 @@ def test_it_fits_a_narrow_window(webui, browser):
 
 def test_every_component_has_a_label_and_an_id(webui):
     """The host keeps a component's default by its label, and leaves out one without."""
-    kinds = {"dropdown", "slider", "radio", "checkbox"}
+    kinds = {"dropdown", "slider", "radio", "checkbox", "number"}
     found = [part for part in webui.get("/config")["components"] if part["type"] in kinds]
     found = [
         part for part in found if re.match("script_.*_klora_", str(part["props"].get("elem_id")))
     ]
-    assert len(found) == 2 * 19
+    assert len(found) == 2 * len(FIELDS)
     for part in found:
         assert part["props"]["label"], part["props"]["elem_id"]
 
