@@ -1,9 +1,12 @@
+# make demo          K-LoRA seen in a small world: one picture, a page, a table of scores
 # make test          everything that needs no WebUI, then the live tests of each WebUI that is found
 # make live HOST=…   the live tests against one installed WebUI: a1111 or forge
 # make bench         analysis and switching, measured; QUICK=1 in about two minutes, HOSTS=1 real hosts too
 # make screenshots   the README's pictures of the page
 # make lint          ruff
 # make docs          the pictures in docs/
+# make evaluate      docs/EVALUATION.md: K-LoRA against the other ways, in the small world
+# make playground-train  the small world's model, LoRAs and judges, made anew from a seed
 
 # The first Python from 3.10 to 3.12 that runs.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10; do $$p -c \
@@ -12,14 +15,19 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10; do $$p -c \
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: test core live live-a1111 live-forge lint bench screenshots docs clean
+.PHONY: demo test core live live-a1111 live-forge lint bench screenshots docs evaluate \
+  playground-train clean
 .DELETE_ON_ERROR:
 
 test: core live
 
 core: $(VENV)/ready lint
 	$(BIN)/python -m pytest tests/core
+
+demo: $(VENV)/ready
+	OMP_NUM_THREADS=$(CORES) $(BIN)/python -m playground.demo
 
 # Both hosts side by side, each one's output in one piece.
 live: $(VENV)/ready
@@ -34,6 +42,8 @@ lint: $(VENV)/ready
 
 docs: $(VENV)/ready
 	$(BIN)/python docs/selection_map.py
+	OMP_NUM_THREADS=$(CORES) $(BIN)/python -m playground.demo
+	cp build/demo/demo.png docs/demo.png
 
 $(VENV)/ready: requirements-dev.txt tools/setup_venv.py
 	$(PYTHON) tools/setup_venv.py $(VENV)
@@ -44,6 +54,13 @@ bench: $(VENV)/ready
 
 screenshots: $(VENV)/ready
 	$(BIN)/python tools/screenshots.py $(or $(HOST),forge) docs/screenshots
+
+evaluate: $(VENV)/ready
+	OMP_NUM_THREADS=$(CORES) $(BIN)/python -m playground.evaluate
+
+playground-train: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet -r playground/requirements-train.txt
+	OMP_NUM_THREADS=$(CORES) $(BIN)/python -m playground.train
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis

@@ -1,8 +1,6 @@
 """A small true world for K-LoRA: subjects and styles that we draw, a diffusion model that learnt
 them, and LoRAs of subjects and styles that it never saw. Small enough for a CPU.
 
-Not finished: the weights are not shipped yet, so only ``world`` and ``train`` can be run.
-
 ::
 
     world     subjects × styles × contexts → pictures and their prompts

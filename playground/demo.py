@@ -11,19 +11,21 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from lib_klora.plot import describe, selection_map
 
 from . import world
 from .generate import Playground
 from .scores import Scores, score
-from .sheet import sheet
+from .sheet import INK, font, sheet
 from .ways import ALONE, DIRECT, K_LORA, K_LORA_STAR
 
 WAYS = (*ALONE, DIRECT, K_LORA, K_LORA_STAR)
 PAIRS = tuple(zip(world.HELD_OUT_SUBJECTS, world.HELD_OUT_STYLES, strict=True))
 SEEDS = (0, 1, 2, 3)
+DRAWN = "as we would draw it"
+_CAPTION = 30
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -36,9 +38,9 @@ td:first-child, th:first-child {{ text-align: left }} tr + tr {{ border-top: 1px
 </style>
 <h1>K-LoRA playground</h1>
 <p>A small diffusion model that has never seen these subjects and styles; one LoRA teaches a
-subject from five plain pictures, another a style from five pictures of other things. Each column is
-a seed. The map shows which LoRA each attention layer (from top to bottom) gets at each step (from
-left to right).</p>
+subject from five plain pictures, another a style from sixteen pictures of other things. Each
+column is a seed. The map shows which LoRA each attention layer (from top to bottom) gets at each
+step (from left to right).</p>
 {table}
 {pairs}
 </html>
@@ -50,45 +52,69 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
     parser.add_argument("--pairs", type=int, default=len(PAIRS), help="how many pairs")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     playground = Playground()
-    blocks, sheets, rows = [], [], {way.name: [] for way in WAYS}
-    for content, style in PAIRS[: arguments.pairs]:
+    pairs = PAIRS[: arguments.pairs]
+    blocks, maps, scores = [], [], {way.name: [] for way in WAYS}
+    pictures: dict[str, list[np.ndarray]] = {way.name: [] for way in WAYS}
+    for content, style in pairs:
         print(f"{content} × {style}", flush=True)
-        target = np.stack(
-            [
-                world.draw(content, style, world.Context(), np.random.default_rng(seed))
-                for seed in SEEDS
-            ]
-        )
-        lines, maps = [("as we would draw it", target)], []
+        maps_here = []
         for way in WAYS:
             made, report = playground.generate(
                 way.prompt(content, style), SEEDS, way.settings, way.steps
             )
-            rows[way.name].append(score(made, content, style))
-            lines.append((way.name, made))
+            pictures[way.name].append(made)
+            scores[way.name].append(score(made, content, style))
             if way in (K_LORA, K_LORA_STAR):
                 file = f"{content}-{style}-{way.settings.scale.replace('*', '-star')}.png"
                 plan, pair = report.plans[-1], report.pair
-                Image.fromarray(selection_map(plan, pair)).save(arguments.out / file)
-                maps.append((way.name, file, describe(plan, pair)))
-        sheets.append(sheet(lines, [f"{content} × {style}"]))
+                maps.append(Image.fromarray(selection_map(plan, pair)))
+                maps[-1].save(out / file)
+                maps_here.append((way.name, file, describe(plan, pair)))
+        lines = [(DRAWN, _drawn(content, style)), *((n, p[-1]) for n, p in pictures.items())]
         file = f"{content}-{style}.png"
-        sheets[-1].save(arguments.out / file)
-        blocks.append(_pair_html(content, style, file, maps))
-    _side_by_side(sheets).save(arguments.out / "demo.png")
+        sheet(lines).save(out / file)
+        blocks.append(_pair_html(content, style, file, maps_here))
+    _overview(pairs, pictures, maps[:2]).save(out / "demo.png", optimize=True)
     table = [
-        (way.name, Scores(*(np.stack(c) for c in zip(*rows[way.name], strict=True))))
-        for way in WAYS
+        (name, Scores(*(np.stack(column) for column in zip(*rows, strict=True))))
+        for name, rows in scores.items()
     ]
     print(_text_table(table))
-    page = arguments.out / "index.html"
+    page = out / "index.html"
     page.write_text(
         _PAGE.format(table=_html_table(table), pairs="\n".join(blocks)), encoding="utf-8"
     )
     print(f"{time.monotonic() - started:.0f} s. Open {page.resolve().as_uri()}")
+
+
+def _drawn(content: str, style: str) -> np.ndarray:
+    """What the pictures should look like, uint8 [seeds, SIZE, SIZE, 3]."""
+    drawn = [
+        world.draw(content, style, world.Context(), np.random.default_rng(seed)) for seed in SEEDS
+    ]
+    return np.stack(drawn)
+
+
+def _overview(pairs, pictures: dict[str, list[np.ndarray]], maps: list[Image.Image]) -> Image.Image:
+    """Two seeds of every pair in every way, and below them the first pair's maps for S and S*."""
+    columns = [words for pair in pairs for words in (f"{pair[0]} ×", pair[1])]
+    rows = [(DRAWN, np.concatenate([_drawn(*pair)[:2] for pair in pairs]))]
+    rows += [(name, np.concatenate([p[:2] for p in made])) for name, made in pictures.items()]
+    above = sheet(rows, columns)
+    width = above.width // 2
+    maps = [m.resize((width - 8, round(m.height * (width - 8) / m.width))) for m in maps]
+    whole = Image.new("RGB", (above.width, above.height + _CAPTION + maps[0].height), "white")
+    whole.paste(above, (0, 0))
+    pen = ImageDraw.Draw(whole)
+    for i, (scale, picture) in enumerate(zip(("S", "S*"), maps, strict=True)):
+        words = f"{pairs[0][0]} × {pairs[0][1]}, {scale}: which LoRA each layer gets at each step"
+        pen.text((6 + i * width, above.height + 8), words, INK, font())
+        whole.paste(picture, (i * width, above.height + _CAPTION))
+    return whole
 
 
 _COLUMNS = (("subject", "subject"), ("style", "style"), ("agree", "both"))
@@ -125,17 +151,6 @@ def _pair_html(content: str, style: str, file: str, maps: list[tuple[str, str, s
         parts.append(f"<h3>{html.escape(name)}</h3><p>{html.escape(words)}</p>")
         parts.append(f'<img src="{map_file}" alt="{html.escape(words, quote=True)}">')
     return "\n".join(parts)
-
-
-def _side_by_side(pictures: list[Image.Image]) -> Image.Image:
-    whole = Image.new(
-        "RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white"
-    )
-    y = 0
-    for picture in pictures:
-        whole.paste(picture, (0, y))
-        y += picture.height
-    return whole
 
 
 if __name__ == "__main__":

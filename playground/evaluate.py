@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import diffusers
@@ -19,7 +23,7 @@ import numpy as np
 import torch
 
 from . import judges, world
-from .generate import Playground
+from .generate import Playground, strengthened
 from .model import WEIGHTS
 from .scores import COLUMNS, PAIRS, SEEDS, Scores, Way, interval, judge, score
 from .sheet import sheet
@@ -34,6 +38,8 @@ from .ways import (
     METHOD_WAYS,
     MULTIPLIERS,
     STEP_COUNTS,
+    STRENGTHS,
+    STRONG,
 )  # fmt: skip
 
 matplotlib.use("Agg")
@@ -49,7 +55,7 @@ TITLES = {
     "palette": "palette",
     "silhouette": "silhouette",
 }
-SHOWN_PAIRS = (("cat", "lava"), ("mushroom", "disco"), ("rocket", "stamp"), ("mug", "chalk"),
+SHOWN_PAIRS = (("cat", "lava"), ("mushroom", "disco"), ("rocket", "stamp"), ("mug", "crayon"),
                ("umbrella", "mosaic"))  # fmt: skip
 
 
@@ -58,30 +64,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="pictures for each pair")
     parser.add_argument("--out", type=Path, default=DOCS)
     arguments = parser.parse_args()
-    started, playground = time.monotonic(), Playground()
-    seeds, done = range(arguments.seeds), {}
-
-    def measure(ways: Iterable[Way]) -> list[tuple[str, Scores]]:
-        """Ways that differ in name only are measured once."""
-        table = []
-        for way in ways:
-            key = (way.tags, way.settings, way.steps)
-            if key not in done:
-                done[key] = judge(playground, way, PAIRS, seeds)
-                print(
-                    f"{way.name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True
-                )
-            table.append((way.name, done[key][0]))
-        return table
-
-    tables = {
-        "drawn": [("drawn, not generated", _drawn_scores(seeds))],
-        "methods": measure(METHOD_WAYS),
-        "grid": measure(GRID.values()),
-        "top_k": measure(MULTIPLIERS.values()),
-        "steps": measure(STEP_COUNTS.values()),
-        "gamma": measure(GAMMAS.values()),
+    started, seeds = time.monotonic(), range(arguments.seeds)
+    groups = {
+        "methods": METHOD_WAYS,
+        "grid": tuple(GRID.values()),
+        "top_k": tuple(MULTIPLIERS.values()),
+        "steps": tuple(STEP_COUNTS.values()),
+        "gamma": tuple(GAMMAS.values()),
+        "strength": tuple(STRENGTHS.values()),
     }
+    done = _measure({_nameless(way) for ways in groups.values() for way in ways}, seeds)
+    tables = {
+        name: [(way.name, done[_nameless(way)][0]) for way in ways] for name, ways in groups.items()
+    }
+    tables["drawn"] = [("drawn, not generated", _drawn_scores(seeds))]
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     blocks = {name: _markdown(table) for name, table in tables.items() if name != "grid"}
@@ -89,12 +85,49 @@ def main() -> None:
     del blocks["drawn"]
     blocks["grid"] = _grid_markdown(dict(tables["grid"]))
     blocks["pairs"] = _pairs_markdown(dict(tables["methods"]))
-    blocks["about"] = _about(playground, len(seeds), time.monotonic() - started)
+    blocks["about"] = _about(Playground(), len(seeds), time.monotonic() - started)
     _figure(tables["methods"], out / "evaluation-methods.png")
-    shown = [(way, done[way.tags, way.settings, way.steps][1]) for way in METHOD_WAYS]
+    shown = [(way, done[_nameless(way)][1]) for way in METHOD_WAYS]
     _pictures(shown).save(out / "evaluation-pictures.png", optimize=True)
     _write_blocks(out / "EVALUATION.md", blocks)
     _write_json(out / "evaluation.json", tables)
+
+
+def _nameless(way: Way) -> Way:
+    """Ways that differ in name only are measured once."""
+    return replace(way, name="")
+
+
+def _measure(ways: set[Way], seeds: Sequence[int]) -> dict[Way, tuple[Scores, dict]]:
+    """What ``judge`` finds for each way; a process for each core, with one thread each."""
+    started, done = time.monotonic(), {}
+    first = sorted(ways, key=lambda way: -way.steps)  # the longest, so that none is left to the end
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        found = pool.imap(_measure_one, [(way, seeds) for way in first])
+        for way, result in zip(first, found, strict=True):
+            done[way] = result
+            print(
+                f"{len(done)}/{len(first)} ways, {time.monotonic() - started:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+    return done
+
+
+def _measure_one(job: tuple[Way, Sequence[int]]) -> tuple[Scores, dict]:
+    way, seeds = job
+    return judge(_playground(way.strong), way, PAIRS, seeds)
+
+
+@cache
+def _playground(strong: str) -> Playground:
+    """With the LoRAs of one role ``STRONG`` times as strong, or as they are."""
+    if not strong:
+        return Playground()
+    names = {"content": world.HELD_OUT_SUBJECTS, "style": world.HELD_OUT_STYLES}[strong]
+    folder = Path(f"build/playground/strong-{strong}-{os.getpid()}")
+    return Playground(folder=strengthened(STRONG, names, folder))
 
 
 def _drawn_scores(seeds: Sequence[int]) -> Scores:

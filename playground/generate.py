@@ -11,16 +11,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from safetensors.torch import load_file, save_file
 
 from lib_klora.errors import KLoraError
 from lib_klora.hosts.diffusers_unet import DiffusersUNet
 from lib_klora.session import Pass, Report, Session
 from lib_klora.settings import Settings
 
-from .model import NEW_STYLE, NEW_SUBJECT, WEIGHTS, Model
+from .model import WEIGHTS, Model
 
 STEPS = 20
 _TAG = re.compile(r"<(lora|klora):([^>]*)>")
+
+
+def strengthened(factor: float, names: Sequence[str], folder: Path) -> Path:
+    """Copies of the LoRAs, in ``folder``; those of ``names`` with a ΔW ``factor`` times as large.
+
+    At 1 / ``factor`` as its weight such a LoRA does what it did before, but a comparison of two
+    files sees it: that is what γ is for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (WEIGHTS / "loras").glob("*.safetensors"):
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+        if path.stem in names:
+            tensors = {k: v * factor if "lora_B" in k else v for k, v in tensors.items()}
+        save_file(tensors, folder / path.name)
+    return folder
 
 
 class Generation:
@@ -82,9 +98,3 @@ class Playground:
         finally:
             self.session.detach()
             self.host.use_loras([])
-
-
-def fused_prompt(subject: str, style: str, context: str = "one large {} middle bare {}") -> str:
-    """The prompt for a subject's and a style's LoRA together, with both tags."""
-    words = context.format(f"{NEW_SUBJECT} shape", f"{NEW_STYLE} art")
-    return f"{words} <klora:{subject}:content> <klora:{style}:style>"

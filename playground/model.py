@@ -22,8 +22,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 TRAIN_STEPS = 1000
 """Noise levels that the model knows."""
 
-ANY_SUBJECT, ANY_STYLE = "shape", "art"
-"""The words for any subject and any style: the base model knows them, as it knows “dog”."""
+ANY_SUBJECT, ANY_STYLE, PLAIN = "shape", "art", "plain"
+"""The words for any subject and any style, and for pictures without a style."""
 NEW_SUBJECT, NEW_STYLE = "sks", "zwx"
 """Rare words that mean nothing to the base model; a LoRA gives them their meaning."""
 VOCABULARY = (

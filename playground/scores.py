@@ -11,22 +11,25 @@ from lib_klora.settings import Settings
 
 from . import judges, world
 from .generate import STEPS, Playground
-from .model import NEW_STYLE, NEW_SUBJECT
+from .model import ANY_SUBJECT, NEW_STYLE, NEW_SUBJECT, PLAIN
 
 PAIRS = tuple((c, s) for c in world.HELD_OUT_SUBJECTS for s in world.HELD_OUT_STYLES)
 SEEDS = tuple(range(8))
-WORDS = f"one large {NEW_SUBJECT} shape middle bare {NEW_STYLE} art"
-"""The prompt of every picture that is judged; the tags come behind it."""
+WORDS = world.prompt(f"{NEW_SUBJECT} {ANY_SUBJECT}", f"{NEW_STYLE} {PLAIN}", world.Context())
+"""The prompt of every picture that is judged; the tags come behind it. Without LoRAs it is some
+shape, plain: the rare words mean nothing yet."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to use a content and a style LoRA: the tags, and K-LoRA's settings."""
+    """One way to use a content and a style LoRA: the tags, and K-LoRA's settings. ``strong`` is the
+    role whose LoRAs are to be stronger than they were trained."""
 
     name: str
     tags: str = "<klora:{content}> <klora:{style}>"
     settings: Settings = field(default_factory=Settings)
     steps: int = STEPS
+    strong: str = ""
 
     def prompt(self, content: str, style: str) -> str:
         return f"{WORDS} {self.tags.format(content=content, style=style)}"

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _LEFT, _TOP, _GAP = 150, 26, 4
-_INK = (40, 40, 40)
+INK = (40, 40, 40)
+
+
+@cache
+def font() -> ImageFont.FreeTypeFont:
+    """One that has γ and ½: matplotlib's."""
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 12
+    )
 
 
 def sheet(
@@ -22,12 +33,12 @@ def sheet(
     whole = Image.new(
         "RGB", (_LEFT + count * (size + _GAP), top + len(rows) * (size + _GAP)), "white"
     )
-    pen, font = ImageDraw.Draw(whole), ImageFont.load_default(size=13)
+    pen = ImageDraw.Draw(whole)
     for i, words in enumerate(columns):
-        pen.text((_LEFT + i * (size + _GAP), 6), words, _INK, font)
+        pen.text((_LEFT + i * (size + _GAP), 6), words, INK, font())
     for y, (words, pictures) in enumerate(rows):
         above = top + y * (size + _GAP)
-        pen.text((6, above + size // 2 - 8), words, _INK, font)
+        pen.text((6, above + size // 2 - 8), words, INK, font())
         for x, picture in enumerate(pictures):
             small = Image.fromarray(picture).resize((size, size), Image.Resampling.NEAREST)
             whole.paste(small, (_LEFT + x * (size + _GAP), above))

@@ -20,6 +20,7 @@ from .model import (
     ANY_SUBJECT,
     NEW_STYLE,
     NEW_SUBJECT,
+    PLAIN,
     TRAIN_STEPS,
     WEIGHTS,
     Model,
@@ -32,26 +33,34 @@ from .model import (
 )  # fmt: skip
 
 JUDGE_PICTURES, JUDGE_EPOCHS = 16_000, 8
-LORA_RANK, LORA_STEPS, LORA_BATCH, LORA_RATE = 8, 400, 8, 1e-3
-BASE_PICTURES, BASE_STEPS, BASE_BATCH = 20_000, 10_000, 16
-FIRST_STEPS, FIRST_NOISE = 2_500, 0.9
+LORA_RANK, LORA_STEPS, LORA_BATCH, LORA_RATE = 8, 700, 8, 1.5e-3
+PRIOR_PICTURES, MODULE_DROPOUT = 500, 0.3
+BASE_PICTURES, BASE_STEPS, BASE_BATCH = 24_000, 8_000, 16
+FIRST_STEPS, FIRST_NOISE = 2_000, 0.9
 """At first only high noise: what a word looks like is learnt faster there."""
+GENERAL = 0.35
+"""Share of pictures whose prompt says only “shape”, and of those that say only “art”."""
 
 
 def _base_pictures(seed: int, count: int) -> tuple[np.ndarray, list[str]]:
-    """Pictures of the base subjects in the base styles, with their prompts. Some prompts say only
-    “shape” or “art”, some hold a rare word that means nothing."""
+    """Pictures of the base subjects and of made-up ones, in the base styles and made-up ones, with
+    their prompts. A made-up one is called “shape” or “art”, and so is sometimes one with a name;
+    some prompts hold a rare word that means nothing, and some are empty."""
     rng = np.random.default_rng(seed)
     pictures, prompts = [], []
+
+    def choose(names, general: str, rare: str, make):
+        name = word = str(rng.choice(names))
+        if rng.random() < GENERAL:
+            name, word = name if rng.random() < 0.25 else make(rng), general
+        return name, f"{rare} {word}" if rng.random() < 0.2 else word
+
     for _ in range(count):
-        subject, style = str(rng.choice(world.BASE_SUBJECTS)), str(rng.choice(world.BASE_STYLES))
         context = world.random_context(rng)
+        subject, a = choose(world.BASE_SUBJECTS, ANY_SUBJECT, NEW_SUBJECT, world.random_subject)
+        style, b = choose(world.BASE_STYLES, ANY_STYLE, NEW_STYLE, world.random_style)
         pictures.append(world.draw(subject, style, context, rng))
-        subject = ANY_SUBJECT if rng.random() < 0.15 else subject
-        style = ANY_STYLE if rng.random() < 0.15 else style
-        subject = f"{NEW_SUBJECT} {subject}" if rng.random() < 0.15 else subject
-        style = f"{NEW_STYLE} {style}" if rng.random() < 0.15 else style
-        prompts.append("" if rng.random() < 0.1 else world.prompt(subject, style, context))
+        prompts.append("" if rng.random() < 0.1 else world.prompt(a, b, context))
     return np.stack(pictures), prompts
 
 
@@ -108,45 +117,55 @@ def train_base(seed: int = 0) -> None:
             ema.restore(parameters)
 
 
-def _few_pictures(subjects, styles, words, seed: int) -> tuple[np.ndarray, list[str]]:
-    """The few pictures that a LoRA learns from, each in another context."""
+CONTENT_PICTURES = 5
+STYLE_SUBJECTS, STYLE_SHAPES = ("star", "house", "fish", "gift", "moon", "tree"), 10
+CONTEXTS = (
+    world.Context("one", "large", "middle", "bare"),
+    world.Context("one", "small", "left", "hill"),
+    world.Context("one", "large", "right", "sun"),
+    world.Context("one", "small", "middle", "bare"),
+    world.Context("one", "large", "left", "bare"),
+)
+"""Of the few pictures that a LoRA learns from, in turn."""
+
+
+def _few_pictures(
+    pairs: Sequence[tuple[str | list[world.Part], str]], words: Sequence[tuple[str, str]], seed: int
+) -> tuple[np.ndarray, list[str]]:
+    """A picture of each (subject, style), and its prompt with the given words for the two."""
     rng = np.random.default_rng(seed)
-    pictures, prompts = [], []
-    for subject, style, size, position, setting in zip(
-        subjects,
-        styles,
-        ("large", "small", "large", "small", "large"),
-        ("middle", "left", "right", "middle", "left"),
-        ("bare", "hill", "sun", "bare", "bare"),
-        strict=True,
-    ):
-        context = world.Context("one", size, position, setting)
-        pictures.append(world.draw(subject, style, context, rng))
-        prompts.append(world.prompt(*words(subject, style), context))
+    contexts = [CONTEXTS[i % len(CONTEXTS)] for i in range(len(pairs))]
+    pictures = [world.draw(*pair, c, rng) for pair, c in zip(pairs, contexts, strict=True)]
+    prompts = [world.prompt(*pair, c) for pair, c in zip(words, contexts, strict=True)]
     return np.stack(pictures), prompts
 
 
 def train_loras(seed: int = 0, names: Sequence[str] = ()) -> None:
     """A content LoRA for each held-out subject, from five plain pictures, and a style LoRA for each
-    held-out style, from five pictures of common subjects. With PEFT, on the attention layers."""
+    held-out style, from pictures of six common subjects and ten made-up ones. With PEFT, on the
+    attention layers."""
     for i, name in enumerate((*world.HELD_OUT_SUBJECTS, *world.HELD_OUT_STYLES)):
         if names and name not in names:
             continue
         if name in world.HELD_OUT_SUBJECTS:
-            pictures, prompts = _few_pictures(
-                [name] * 5, ["plain"] * 5,
-                lambda subject, style: (f"{NEW_SUBJECT} {ANY_SUBJECT}", style), seed + i,
-            )  # fmt: skip
+            pairs = [(name, PLAIN)] * CONTENT_PICTURES
+            word, words = ANY_SUBJECT, [(f"{NEW_SUBJECT} {ANY_SUBJECT}", PLAIN)] * len(pairs)
         else:
-            pictures, prompts = _few_pictures(
-                ("star", "house", "fish", "gift", "moon"), [name] * 5,
-                lambda subject, style: (subject, f"{NEW_STYLE} {ANY_STYLE}"), seed + i,
-            )  # fmt: skip
-        _train_lora(name, pictures, prompts, seed + i)
+            rng = np.random.default_rng(seed + i)
+            things = [world.random_subject(rng) for _ in range(STYLE_SHAPES)]
+            pairs = [(thing, name) for thing in (*STYLE_SUBJECTS, *things)]
+            called = [*STYLE_SUBJECTS, *[ANY_SUBJECT] * STYLE_SHAPES]
+            word, words = PLAIN, [(subject, f"{NEW_STYLE} {PLAIN}") for subject in called]
+        _train_lora(name, *_few_pictures(pairs, words, seed + i), word, seed + i)
 
 
-def _train_lora(name: str, pictures: np.ndarray, prompts: list[str], seed: int) -> None:
+def _train_lora(name: str, pictures: np.ndarray, prompts: list[str], word: str, seed: int) -> None:
+    """Half of each batch are pictures of the base model's own world whose prompts have not the
+    general ``word`` that is to get a new meaning, so that the LoRA does not spoil the rest:
+    DreamBooth's prior preservation (arXiv 2208.12242). And at each step some layers go without
+    their change (“module dropout”), so that the others learn to do without them."""
     from peft import LoraConfig, get_peft_model_state_dict  # for training only
+    from peft.tuners.lora import LoraLayer
 
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -160,12 +179,21 @@ def _train_lora(name: str, pictures: np.ndarray, prompts: list[str], seed: int) 
     parameters = [p for p in model.unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LORA_RATE, weight_decay=0.01)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, LORA_STEPS)
-    patches = to_patches(pictures)
+    prior, prior_prompts = _base_pictures(seed, PRIOR_PICTURES)
+    general = [i for i, prompt in enumerate(prior_prompts) if word not in prompt.split()]
+    prior, prior_prompts = prior[general], [prior_prompts[i] for i in general]
+    patches = to_patches(np.concatenate([pictures, prior]))
     with torch.no_grad():
-        words = model.text_encoder(tokens(prompts))
+        words = model.text_encoder(tokens(prompts + prior_prompts))
     started, losses = time.monotonic(), []
+    layers = [module for module in model.unet.modules() if isinstance(module, LoraLayer)]
     for _ in range(LORA_STEPS):
-        chosen = torch.randint(0, len(patches), (LORA_BATCH,), generator=generator)
+        dropped = torch.rand(len(layers), generator=generator) < MODULE_DROPOUT
+        for layer, off in zip(layers, dropped.tolist(), strict=True):
+            layer.scaling["default"] = 0.0 if off else 1.0
+        own = torch.randint(0, len(pictures), (LORA_BATCH // 2,), generator=generator)
+        others = torch.randint(len(pictures), len(patches), own.shape, generator=generator)
+        chosen = torch.cat([own, others])
         loss = diffusion_loss(model.unet, patches[chosen], words[chosen], noise_plan, generator)
         optimizer.zero_grad()
         loss.backward()

@@ -27,7 +27,7 @@ OTHERS = (
 )
 METHOD_WAYS = (*ALONE, *OTHERS, K_LORA, K_LORA_STAR)
 
-ALPHAS, BETAS = (1.0, 1.5, 2.0), (0.25, 0.5, 0.75)
+ALPHAS, BETAS = (1.0, 1.5, 2.0), (0.0, 0.25, 0.5, 0.75)
 GRID = {
     (alpha, beta): Way(f"α {alpha:g}, β {beta:g}", settings=Settings(alpha=alpha, beta=beta))
     for alpha in ALPHAS
@@ -36,3 +36,15 @@ GRID = {
 MULTIPLIERS = {k: Way(f"K × {k:g}", settings=Settings(top_k=k)) for k in (1 / 64, 1 / 8, 1, 8, 64)}
 STEP_COUNTS = {n: Way(f"{n} steps", steps=n) for n in (10, 20, 30, 50)}
 GAMMAS = {g: Way(f"γ: {g}", settings=Settings(gamma=g)) for g in ("paper", "authors")}
+
+STRONG = 4
+_STRONG_TAGS = {
+    "content": f"<klora:{{content}}:{1 / STRONG}> <klora:{{style}}>",
+    "style": f"<klora:{{content}}> <klora:{{style}}:{1 / STRONG}>",
+}
+STRENGTHS = {
+    (role, method): Way(f"{role} × {STRONG}, {method}", tags, Settings(method=method), strong=role)
+    for role, tags in _STRONG_TAGS.items()
+    for method in ("K-LoRA", "Without γ")
+}
+"""For LoRAs of one role that are ``STRONG`` times as strong, applied with 1 / ``STRONG``."""

@@ -1,16 +1,35 @@
-"""The small world's pictures, and the measures that need no training. Its model is not trained
-yet."""
+"""The small world: its pictures, its judges, its model and LoRAs, and K-LoRA's quality in it.
+
+The last part is the regression test of quality: with γ or the order of t broken, the judges do not
+find in the pictures what was asked for. It breaks both to show that it would be seen.
+"""
+
+import re
 
 import numpy as np
 import pytest
+import torch
 
+from lib_klora import klora, plan
+from lib_klora.layer_names import is_attention
+from lib_klora.lora_file import parse_lora, read_safetensors
+from lib_klora.settings import Settings
 from playground import judges, model, train, world
+from playground.generate import Playground, strengthened
+from playground.scores import PAIRS, Way, judge
+from playground.ways import K_LORA, STRONG
 
 HELD_OUT = (*world.HELD_OUT_SUBJECTS, *world.HELD_OUT_STYLES)
+MEGABYTE = 1e6
 
 
 def draw(subject, style, seed=0, **context):
     return world.draw(subject, style, world.Context(**context), np.random.default_rng(seed))
+
+
+@pytest.fixture(scope="module")
+def playground(tmp_path_factory):
+    return Playground(cache=tmp_path_factory.mktemp("cache"))
 
 
 # -- the world -------------------------------------------------------------------------------------
@@ -35,7 +54,17 @@ def test_the_base_model_is_not_shown_what_is_held_out():
     assert not set(model.VOCABULARY) & set(HELD_OUT)
 
 
-# -- patches and measures -----------------------------------------------------------------------
+@pytest.mark.parametrize("seed", range(20))
+def test_a_made_up_thing_in_a_made_up_style_can_be_seen(seed):
+    rng = np.random.default_rng(seed)
+    thing, style, context = world.random_subject(rng), world.random_style(rng), world.Context()
+    picture, mask = world.draw(thing, style, context, np.random.default_rng(seed), mask=True)
+    ground = world.draw([], style, context, np.random.default_rng(seed))
+    assert 0.005 < mask.mean() < 0.6
+    assert np.abs(picture[mask].astype(int) - ground[mask]).mean() > 25
+
+
+# -- patches and measures --------------------------------------------------------------------------
 
 
 def test_pictures_survive_being_cut_into_patches():
@@ -58,3 +87,98 @@ def test_the_silhouette_tells_subjects_apart():
             fit = {s: judges.silhouette_iou(picture, s) for s in judges.SUBJECTS}
             found.append(max(fit, key=fit.get) == subject)
     assert np.mean(found) > 0.75
+
+
+@pytest.mark.parametrize(("kind", "names"), [("subject", judges.SUBJECTS),
+                                             ("style", judges.STYLES)])  # fmt: skip
+def test_the_judges_name_drawn_pictures_rightly(kind, names):
+    pairs = [(c, s) for c in world.SUBJECTS for s in world.STYLES]
+    pictures = np.stack([draw(*pair, seed=90) for pair in pairs])
+    wanted = [pair[kind == "style"] for pair in pairs]
+    named = [names[i] for i in judges.probabilities(kind, pictures).argmax(1)]
+    assert np.mean([a == b for a, b in zip(named, wanted, strict=True)]) > 0.97
+
+
+# -- the files -------------------------------------------------------------------------------------
+
+
+def test_what_ships_is_small():
+    files = [path for path in model.WEIGHTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8 * MEGABYTE
+
+
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_the_loras_are_ordinary_files(name, playground):
+    tensors = read_safetensors(model.WEIGHTS / "loras" / f"{name}.safetensors")
+    file = parse_lora(name, tensors)
+    projections = [
+        path
+        for path, _ in playground.model.unet.named_modules()
+        if re.search(r"attn\d\.to_(q|k|v|out\.0)$", path)
+    ]
+    assert len(file.layers) == len(projections) > 50
+    assert all(is_attention(layer) for layer in file.layers)
+    assert {layer.rank for layer in file.layers.values()} == {train.LORA_RANK}
+
+
+# -- generating ------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_makes_the_same_picture_and_the_model_stays(playground):
+    before = {n: p.detach().clone() for n, p in playground.model.unet.named_parameters()}
+    prompt = K_LORA.prompt("cat", "lava")
+    first, _ = playground.generate(prompt, [5], K_LORA.settings, steps=4)
+    second, _ = playground.generate(prompt, [5], K_LORA.settings, steps=4)
+    other, _ = playground.generate(prompt, [6], K_LORA.settings, steps=4)
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, other)
+    for name, parameter in playground.model.unet.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+# -- quality ---------------------------------------------------------------------------------------
+
+
+ENOUGH = 0.5
+RISING = Way("from subject to style", settings=Settings(alpha=1, beta=0))
+"""S(t) from 0 to 1: the way in which the order of the steps decides most."""
+UNEQUAL = Way(
+    "style files too strong",
+    f"<klora:{{content}}> <klora:{{style}}:{1 / STRONG}>",
+    Settings(scale="S*"),
+)
+"""For style files that are stronger than the content files, as files from elsewhere may be."""
+
+
+@pytest.fixture(scope="module")
+def unequal(tmp_path_factory):
+    folder = strengthened(STRONG, world.HELD_OUT_STYLES, tmp_path_factory.mktemp("strong"))
+    return Playground(folder=folder, cache=tmp_path_factory.mktemp("cache"))
+
+
+def quality(playground: Playground, way: Way) -> float:
+    """Over all pairs, the mean of subject score × style score, 0..1."""
+    scores, _ = judge(playground, way, PAIRS, seeds=[0])
+    return float(scores.both.mean())
+
+
+def test_the_pictures_show_the_subject_in_the_style(playground):
+    assert quality(playground, RISING) > ENOUGH
+
+
+def test_steps_in_the_wrong_order_would_be_seen(playground, monkeypatch):
+    right = plan.progress
+    monkeypatch.setattr(plan, "progress", lambda *passed: right(*passed)[::-1])
+    assert quality(playground, RISING) < ENOUGH / 2
+
+
+def test_files_of_unequal_strength_fuse_as_well(unequal):
+    assert quality(unequal, UNEQUAL) > ENOUGH
+
+
+@pytest.mark.parametrize("wrong", ["one", "upside down"])
+def test_a_wrong_gamma_would_be_seen(unequal, monkeypatch, wrong):
+    right = klora.gamma_paper
+    broken = {"one": lambda c, s: 1.0, "upside down": lambda c, s: right(s, c)}[wrong]
+    monkeypatch.setattr(klora, "gamma_paper", broken)
+    assert quality(unequal, UNEQUAL) < ENOUGH - 0.1
