@@ -78,7 +78,7 @@ def main() -> None:
         file = f"{content}-{style}.png"
         sheet(lines).save(out / file)
         blocks.append(_pair_html(content, style, file, maps_here))
-    _overview(pairs, pictures, maps[:2]).save(out / "demo.png", optimize=True)
+    _overview(pairs, pictures, maps[:2]).quantize(256).save(out / "demo.png", optimize=True)
     table = [
         (name, Scores(*(np.stack(column) for column in zip(*rows, strict=True))))
         for name, rows in scores.items()

@@ -88,7 +88,7 @@ def main() -> None:
     blocks["about"] = _about(Playground(), len(seeds), time.monotonic() - started)
     _figure(tables["methods"], out / "evaluation-methods.png")
     shown = [(way, done[_nameless(way)][1]) for way in METHOD_WAYS]
-    _pictures(shown).save(out / "evaluation-pictures.png", optimize=True)
+    _pictures(shown).quantize(256).save(out / "evaluation-pictures.png", optimize=True)
     _write_blocks(out / "EVALUATION.md", blocks)
     _write_json(out / "evaluation.json", tables)
 

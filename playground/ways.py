@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from lib_klora.methods import METHODS
 from lib_klora.settings import Settings
 
@@ -33,7 +35,10 @@ GRID = {
     for alpha in ALPHAS
     for beta in BETAS
 }
-MULTIPLIERS = {k: Way(f"K × {k:g}", settings=Settings(top_k=k)) for k in (1 / 64, 1 / 8, 1, 8, 64)}
+MULTIPLIERS = {
+    k: Way(f"K × {k}", settings=Settings(top_k=float(k)))
+    for k in (Fraction(1, 64), Fraction(1, 8), Fraction(1), Fraction(8), Fraction(64))
+}
 STEP_COUNTS = {n: Way(f"{n} steps", steps=n) for n in (10, 20, 30, 50)}
 GAMMAS = {g: Way(f"γ: {g}", settings=Settings(gamma=g)) for g in ("paper", "authors")}
 
