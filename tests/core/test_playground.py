@@ -5,22 +5,25 @@ find in the pictures what was asked for. It breaks both to show that it would be
 """
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lib_klora import klora, plan
 from lib_klora.layer_names import is_attention
 from lib_klora.lora_file import parse_lora, read_safetensors
 from lib_klora.settings import Settings
-from playground import judges, model, train, world
+from playground import demo, judges, model, train, ways, world
 from playground.generate import Playground, strengthened
 from playground.scores import PAIRS, Way, judge
 from playground.ways import K_LORA, STRONG
 
 HELD_OUT = (*world.HELD_OUT_SUBJECTS, *world.HELD_OUT_STYLES)
 MEGABYTE = 1e6
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def draw(subject, style, seed=0, **context):
@@ -134,6 +137,35 @@ def test_the_same_seed_makes_the_same_picture_and_the_model_stays(playground):
     assert not np.array_equal(first, other)
     for name, parameter in playground.model.unet.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+# -- what is shown ---------------------------------------------------------------------------------
+
+
+def test_the_demo_shows_every_way_with_its_map(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["demo", "--out", "shown", "--pairs", "1"])
+    demo.main()
+    table, page = capsys.readouterr().out, Path("shown/index.html").read_text(encoding="utf-8")
+    for way in demo.WAYS:
+        assert way.name in table
+        assert way.name in page
+    sources = re.findall(r'src="([^"]+)"', page)
+    assert len(sources) == 3  # the pictures, and the maps of S and S*
+    for name in (*sources, "demo.png"):
+        with Image.open(Path("shown", name)) as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 3
+
+
+def test_the_evaluation_is_of_all_ways_as_they_are_now():
+    text = (ROOT / "docs" / "EVALUATION.md").read_text(encoding="utf-8")
+    template = (ROOT / "playground" / "evaluation.md").read_text(encoding="utf-8")
+    for part in re.split(r"<!-- \w+ -->", template):
+        assert part in text
+    tables = (ways.METHOD_WAYS, ways.MULTIPLIERS, ways.STEP_COUNTS, ways.GAMMAS, ways.STRENGTHS)
+    for table in tables:
+        for way in table.values() if isinstance(table, dict) else table:
+            assert f"| {way.name} |" in text
 
 
 # -- quality ---------------------------------------------------------------------------------------
