@@ -21,6 +21,9 @@ CORES := $(shell getconf _NPROCESSORS_ONLN)
   playground-train clean
 .DELETE_ON_ERROR:
 
+# Two hosts beside each other on two cores need most of half an hour: what has not begun after 26
+# minutes is skipped, and said.
+test: export KLORA_LIVE_UNTIL := $(shell expr $$(date +%s) + 1560)
 test: core live
 
 core: $(VENV)/ready lint
