@@ -77,12 +77,11 @@ def main() -> None:
     tables = {
         name: [(way.name, done[_nameless(way)][0]) for way in ways] for name, ways in groups.items()
     }
-    tables["drawn"] = [("drawn, not generated", _drawn_scores(seeds))]
+    drawn = [("drawn, not generated", _drawn_scores(seeds))]
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     blocks = {name: _markdown(table) for name, table in tables.items() if name != "grid"}
-    blocks["methods"] = _markdown([*tables["drawn"], *tables["methods"]])
-    del blocks["drawn"]
+    blocks["methods"] = _markdown([*drawn, *tables["methods"]])
     blocks["grid"] = _grid_markdown(dict(tables["grid"]))
     blocks["pairs"] = _pairs_markdown(dict(tables["methods"]))
     blocks["about"] = _about(Playground(), len(seeds), time.monotonic() - started)
@@ -90,7 +89,7 @@ def main() -> None:
     shown = [(way, done[_nameless(way)][1]) for way in METHOD_WAYS]
     _pictures(shown).quantize(256).save(out / "evaluation-pictures.png", optimize=True)
     _write_blocks(out / "EVALUATION.md", blocks)
-    _write_json(out / "evaluation.json", tables)
+    _write_json(out / "evaluation.json", {**tables, "drawn": drawn})
 
 
 def _nameless(way: Way) -> Way:

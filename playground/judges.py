@@ -53,16 +53,6 @@ def probabilities(kind: str, pictures: np.ndarray) -> np.ndarray:
     return load_judge(kind)(to_pixels(pictures)).softmax(-1).numpy()
 
 
-def subject_score(pictures: np.ndarray, subject: str) -> np.ndarray:
-    """The subject judge's probability of ``subject``, [batch]."""
-    return probabilities("subject", pictures)[:, SUBJECTS.index(subject)]
-
-
-def style_score(pictures: np.ndarray, style: str) -> np.ndarray:
-    """The style judge's probability of ``style``, [batch]."""
-    return probabilities("style", pictures)[:, STYLES.index(style)]
-
-
 # -- measures without training ---------------------------------------------------------------------
 
 _BINS = 4

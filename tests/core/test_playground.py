@@ -5,6 +5,7 @@ find in the pictures what was asked for. It breaks both to show that it would be
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from lib_klora.settings import Settings
 from playground import demo, judges, model, train, ways, world
 from playground.generate import Playground, strengthened
 from playground.scores import PAIRS, Way, judge
-from playground.ways import K_LORA, STRONG
+from playground.ways import K_LORA, STRENGTHS, STRONG
 
 HELD_OUT = (*world.HELD_OUT_SUBJECTS, *world.HELD_OUT_STYLES)
 MEGABYTE = 1e6
@@ -174,11 +175,7 @@ def test_the_evaluation_is_of_all_ways_as_they_are_now():
 ENOUGH = 0.5
 RISING = Way("from subject to style", settings=Settings(alpha=1, beta=0))
 """S(t) from 0 to 1: the way in which the order of the steps decides most."""
-UNEQUAL = Way(
-    "style files too strong",
-    f"<klora:{{content}}> <klora:{{style}}:{1 / STRONG}>",
-    Settings(scale="S*"),
-)
+UNEQUAL = replace(STRENGTHS["style", "K-LoRA"], settings=Settings(scale="S*"))
 """For style files that are stronger than the content files, as files from elsewhere may be."""
 
 
