@@ -10,6 +10,10 @@ from ..settings import NO_LORA, Field, default_beta
 
 LORAS = ("content", "style")
 
+UNLISTED = {"api_name": False}
+"""For every event: the page's description, which the browser reads at each start, does not list
+it, and the names that gradio numbers (``/lambda_1``) stay the host's own."""
+
 
 def lora_choices(names: Callable[[], list[str]]) -> list[str]:
     """What the dropdown of a LoRA offers."""
@@ -28,7 +32,10 @@ def control(field: Field, elem_id: str, names: Callable[[], list[str]], **more):
     common = {"label": field.label, "elem_id": elem_id, "info": field.help, **more}
     value = shown(field)
     if field.name in LORAS:
-        return gr.Dropdown(lora_choices(names), value=value, allow_custom_value=True, **common)
+        dropdown = gr.Dropdown(lora_choices(names), value=value, allow_custom_value=True, **common)
+        # Gradio 4 would repeat all names in its description of every event that takes them.
+        dropdown.api_info = lambda: {"type": "string"}
+        return dropdown
     if field.choices:
         # A choice of one is kept for its place in the API, but there is nothing to choose.
         common.setdefault("visible", len(field.choices) > 1)

@@ -9,6 +9,7 @@ from ..errors import get_log
 from ..score_cache import ScoreCache
 from ..settings import Field, Settings, default_beta
 from ..texts import CLEAR_CACHE, LOG_LEVEL, OFFERED, OPTIONS, cache_sentence, to_html
+from .controls import UNLISTED
 
 _SECTION = ("klora", "K-LoRA")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -85,7 +86,13 @@ class _CacheOption(shared.OptionHTML):
             shown = gr.HTML(value, elem_id=elem_id)
             clear = gr.Button(CLEAR_CACHE, elem_id="klora_clear_cache", size="sm")
             look = gr.Button("Look again", elem_id="klora_cache_size", visible=False)
-        at_once = {"inputs": [], "outputs": [shown], "queue": False, "show_progress": "hidden"}
+        at_once = {
+            "inputs": [],
+            "outputs": [shown],
+            "queue": False,
+            "show_progress": "hidden",
+            **UNLISTED,
+        }
         clear.click(fn=self._clear, **at_once)
         look.click(fn=lambda: self.default, **at_once)
         return shown

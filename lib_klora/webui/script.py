@@ -11,7 +11,7 @@ from .. import infotext
 from ..settings import BY_NAME, FIELDS, Field, default_beta
 from ..texts import ADVANCED, DEFAULTS, PREVIEW
 from . import pasting, preview
-from .controls import LORAS, control, lora_choices, shown
+from .controls import LORAS, UNLISTED, control, lora_choices, shown
 from .reading import HINT, keep_maps, notes_html
 
 _PAIR = (("content", "content_weight"), ("style", "style_weight"))
@@ -100,16 +100,16 @@ class KLoraScript(scripts.Script):
 
     def _follow_settings(self, components: dict, defaults_button) -> None:
         scale, alpha, beta = (components[name] for name in ("scale", "alpha", "beta"))
-        quiet = {"show_progress": "hidden"}
         draw = f'(a, b, s) => kloraSchedule("{self.elem_id("schedule")}", a, b, s)'
         for component in (alpha, beta, scale):  # in the browser alone, so that it keeps up
-            component.change(fn=None, _js=draw, inputs=[alpha, beta, scale], outputs=[])
+            component.change(fn=None, _js=draw, inputs=[alpha, beta, scale], outputs=[], **UNLISTED)
         method = [field for field in FIELDS if not field.per_pair]
         defaults_button.click(
             fn=lambda: [shown(field) for field in method],
             inputs=[],
             outputs=[components[field.name] for field in method],
-            **quiet,
+            show_progress="hidden",
+            **UNLISTED,
         )
 
     def _follow_generations(self, generation_info) -> None:
@@ -121,12 +121,14 @@ class KLoraScript(scripts.Script):
             inputs=[generation_info],
             outputs=[self._report],
             show_progress="hidden",
+            **UNLISTED,
         )
         names = [name for name in preview.components_read(tab) if name in self._host_components]
         self._preview_button.click(
             fn=preview.previewer(network, names),
             inputs=[*(self._host_components[name] for name in names), *self._controls],
             outputs=[self._report],
+            **UNLISTED,
         )
 
     # -- generations -------------------------------------------------------------------------------
