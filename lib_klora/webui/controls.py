@@ -10,9 +10,10 @@ from ..settings import NO_LORA, Field, default_beta
 
 LORAS = ("content", "style")
 
-UNLISTED = {"api_name": False}
-"""For every event: the page's description, which the browser reads at each start, does not list
-it, and the names that gradio numbers (``/lambda_1``) stay the host's own."""
+UNLISTED = {} if gr.__version__.startswith("3.") else {"api_name": False}
+"""For every event. Gradio 4 would number it among the host's own (``/lambda_1``) and describe it in
+the page that the browser reads at each start. Gradio 3 names none of them, and its page needs the
+description."""
 
 
 def lora_choices(names: Callable[[], list[str]]) -> list[str]:
