@@ -10,10 +10,11 @@ from ..settings import NO_LORA, Field, default_beta
 
 LORAS = ("content", "style")
 
-UNLISTED = {} if gr.__version__.startswith("3.") else {"api_name": False}
-"""For every event. Gradio 4 would number it among the host's own (``/lambda_1``) and describe it in
-the page that the browser reads at each start. Gradio 3 names none of them, and its page needs the
-description."""
+_DESCRIBES_EVENTS = not gr.__version__.startswith("3.")
+"""Gradio 4 describes every event with all its components in the page, which the browser reads at
+each start, and numbers ours among the host's (``/lambda_1``)."""
+UNLISTED = {"api_name": False} if _DESCRIBES_EVENTS else {}
+"""For every event: keeps it out of that description."""
 
 
 def lora_choices(names: Callable[[], list[str]]) -> list[str]:
@@ -34,8 +35,8 @@ def control(field: Field, elem_id: str, names: Callable[[], list[str]], **more):
     value = shown(field)
     if field.name in LORAS:
         dropdown = gr.Dropdown(lora_choices(names), value=value, allow_custom_value=True, **common)
-        # Gradio 4 would repeat all names in its description of every event that takes them.
-        dropdown.api_info = lambda: {"type": "string"}
+        if _DESCRIBES_EVENTS:  # each time with the names of all LoRAs
+            dropdown.api_info = lambda: {"type": "string"}
         return dropdown
     if field.choices:
         # A choice of one is kept for its place in the API, but there is nothing to choose.
