@@ -80,11 +80,7 @@ def servers(host: str) -> Iterator[dict[str, WebUI]]:
         timer = Path(folder) / "zz-timer"
         (timer / "scripts").mkdir(parents=True)
         (timer / "scripts" / "timer.py").write_text(TIMER)
-        plain = WebUI(install, DATA / f"{host}-plain", extensions=probe)
-        plain.data.mkdir(parents=True, exist_ok=True)
-        for name in ("models", "tiny"):
-            if not (plain.data / name).exists():
-                (plain.data / name).symlink_to(ours.data / name, target_is_directory=True)
+        plain = ours.beside("plain", extensions=probe)
         ours.extensions = {**probe, "sd-webui-k-lora": ROOT, "zz-timer": timer}
         with plain, ours:
             yield {"without": plain, "with K-LoRA": ours}

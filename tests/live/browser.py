@@ -80,7 +80,8 @@ class Page:
             self._note(f"console: {message.text}")
 
     def _sent(self, request):
-        if "/heartbeat/" not in request.url:  # Gradio 4 keeps one open
+        # Gradio 4 keeps a heartbeat open, and at times the stream of its events' results as well.
+        if "/heartbeat/" not in request.url and "/queue/data" not in request.url:
             self.pending.add(request)
 
     def _ended(self, request):
@@ -153,7 +154,8 @@ class Page:
         dropdown.locator(f"li[aria-label='{value}']").click()
 
     def wait_quiet(self, ms=500):
-        """Waits until the page asks for nothing, and has not changed for a while."""
+        """Waits until page and server have nothing to do, and the page has not changed for a
+        while since then."""
         quiet = """([ms, most]) => new Promise((done, fail) => {
             let timer = setTimeout(done, ms);
             setTimeout(() => fail(new Error('the page does not come to rest')), most);
@@ -162,10 +164,12 @@ class Page:
                 timer = setTimeout(done, ms);
             }).observe(document, {childList: true, subtree: true, attributes: true});
         })"""
-        self.page.evaluate(quiet, [ms, SECONDS])
         deadline = time.monotonic() + SECONDS / 1000
-        while self.pending and time.monotonic() < deadline:
+        busy = True
+        while busy and time.monotonic() < deadline:
+            busy = self.webui.get("/klora-probe/events") > 0
             self.page.evaluate(quiet, [ms, SECONDS])
+            busy = busy or bool(self.pending)
 
     def open_tab(self, name):
         """One of the tabs at the top, by the end of its id."""

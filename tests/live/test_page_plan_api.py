@@ -6,10 +6,9 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
-import make_loras
 import pytest
 from kloras import PAIR, choice
-from webui import WebUI, find, opener
+from webui import opener
 
 REQUEST = {"content": PAIR[0], "style": PAIR[1], "steps": 8}
 
@@ -81,12 +80,10 @@ def test_they_are_in_the_documentation(webui):
 
 
 @contextmanager
-def guarded(host, data, *arguments):
+def guarded(webui, *arguments):
     """A server of its own with a log-in."""
-    server = WebUI(find(host), data, arguments=arguments)
+    server = webui.beside("guarded", arguments=arguments)
     server.answers = lambda: True  # the harness's own question would need the log-in
-    server.make_models()
-    make_loras.write_set(server.checkpoints, server.loras)
     with server:
         yield server
 
@@ -101,11 +98,10 @@ def status(server, path, headers=None, data=None):
         return error.code, error.headers
 
 
-def test_the_hosts_log_ins_hold(host, running, tmp_path_factory):
-    data = tmp_path_factory.mktemp("guarded")
+def test_the_hosts_log_ins_hold(webui):
     basic = {"Authorization": "Basic " + base64.b64encode(b"ann:secret").decode()}
     wrong = {"Authorization": "Basic " + base64.b64encode(b"ann:guess").decode()}
-    with guarded(host, data, "--api-auth", "ann:secret") as server:
+    with guarded(webui, "--api-auth", "ann:secret") as server:
         assert status(server, "/klora/loras")[0] == 401
         assert status(server, "/klora/loras", wrong)[0] == 401
         assert status(server, "/klora/loras", basic)[0] == 200
@@ -113,7 +109,7 @@ def test_the_hosts_log_ins_hold(host, running, tmp_path_factory):
         kind = {"Content-Type": "application/json"}
         assert status(server, "/klora/plan", kind, body)[0] == 401
         assert status(server, "/klora/plan", {**kind, **basic}, body)[0] == 200
-    with guarded(host, data, "--gradio-auth", "bob:word") as server:
+    with guarded(webui, "--gradio-auth", "bob:word") as server:
         assert status(server, "/klora/loras")[0] == 401
         form = {"Content-Type": "application/x-www-form-urlencoded"}
         code, headers = status(server, "/login", form, b"username=bob&password=word")

@@ -104,15 +104,15 @@ VISIBLE_WORDS = """place => {
 @pytest.fixture
 def chinese(webui, browser):
     """A page in Chinese."""
-    webui.settings["localization"] = "zh_CN"
+    webui.post("/sdapi/v1/options", {"localization": "zh_CN"})
     try:
-        webui.restart()
+        webui.reload_ui()
         page = Page(browser, webui)
         yield page
         page.close()
     finally:
-        del webui.settings["localization"]
-        webui.restart()
+        webui.post("/sdapi/v1/options", {"localization": "None"})
+        webui.reload_ui()
 
 
 def english(place):

@@ -6,7 +6,7 @@ import re
 import pytest
 from browser import Page
 from kloras import PAIR, tags
-from webui import HERE, WebUI
+from webui import HERE
 
 from lib_klora.settings import FIELDS
 
@@ -76,13 +76,7 @@ def tour(browser, webui, theme, ours=False):
 def plain(webui, browser):
     """The same tour without K-LoRA, on a server of its own with the same models."""
     if webui.host not in seen:
-        data = webui.data.with_name(f"{webui.host}-plain")
-        data.mkdir(exist_ok=True)
-        for folder in ("models", "tiny"):
-            if not (data / folder).exists():
-                (data / folder).symlink_to(webui.data / folder, target_is_directory=True)
-        probe = {"klora-probe": HERE / "probe"}
-        with WebUI(webui.install, data, extensions=probe) as server:
+        with webui.beside("plain", extensions={"klora-probe": HERE / "probe"}) as server:
             seen[webui.host] = {t: tour(browser, server, t) for t in ("light", "dark")}
     return seen[webui.host]
 
@@ -125,6 +119,25 @@ def test_every_component_has_a_label_and_an_id(webui):
     assert len(found) == 2 * len(FIELDS)
     for part in found:
         assert part["props"]["label"], part["props"]["elem_id"]
+
+
+def test_gradio_4_describes_our_components_but_not_our_events(webui):
+    """The browser reads the description at each start, and its numbered names are the host's."""
+    config, described = webui.get("/config"), webui.get("/info")["named_endpoints"]
+    ids = {part["id"]: str(part["props"].get("elem_id")) for part in config["components"]}
+    ours = re.compile(r"klora_(preview|defaults|alpha|beta|scale|clear_cache|cache_size)$")
+    seen, dropdowns = set(), set()
+    for event in config["dependencies"] if webui.host == "forge" else ():
+        at = [ids.get(target[0], "") for target in event["targets"]]
+        if any(ours.search(name) for name in at):
+            seen.update(at)
+            assert event["api_name"] is False, at
+    for endpoint in described.values():
+        for part in endpoint["parameters"]:
+            if part["label"] in ("Content LoRA", "Style LoRA"):
+                dropdowns.add(json.dumps(part["type"]))
+    assert len(seen) == (2 * 5 + 2 if webui.host == "forge" else 0)
+    assert dropdowns == ({'{"type": "string"}'} if webui.host == "forge" else set())
 
 
 def test_the_settings_page_has_our_section(webui):

@@ -256,6 +256,15 @@ class WebUI:
         """The folder of checkpoints."""
         return self.data / "models" / "Stable-diffusion"
 
+    def beside(self, name, **options):
+        """Another server with the same models, in a data folder of its own; options as above."""
+        server = WebUI(self.install, self.data.with_name(f"{self.host}-{name}"), **options)
+        server.data.mkdir(parents=True, exist_ok=True)
+        for folder in ("models", "tiny"):
+            if not (server.data / folder).exists():
+                (server.data / folder).symlink_to(self.data / folder, target_is_directory=True)
+        return server
+
     def make_models(self):
         """Make the tiny checkpoints if they are not there yet."""
         command = [self.install.python, HERE / "make_models.py", self.host]

@@ -19,6 +19,7 @@ GET  /klora-probe/last      {"calls": [...], "errors": [...]} of the last image;
 POST /klora-probe/restore   undo the swaps now; the next image does so by itself
 POST /klora-probe/reload_ui what the button does
 POST /klora-probe/refresh_model   Forge: read the loading options again, as its page does
+GET  /klora-probe/events    how many of the page's events the server has not finished
 """
 
 import functools
@@ -326,7 +327,14 @@ def on_cfg_after_cfg(params):
     probe.after_call()
 
 
-def on_app_started(_demo, app):
+def unfinished_events(queue):
+    """Events that wait or run; Gradio 3 has one line for all of them, Gradio 4 several."""
+    lines = [getattr(queue, "event_queue", ())]
+    lines += [x.queue for x in getattr(queue, "event_queue_per_concurrency_id", {}).values()]
+    return sum(map(len, lines)) + sum(job is not None for job in queue.active_jobs)
+
+
+def on_app_started(demo, app):
     """The routes."""
 
     @app.post("/klora-probe/next")
@@ -350,6 +358,10 @@ def on_app_started(_demo, app):
         from modules_forge import main_entry
 
         main_entry.refresh_model_loading_parameters()
+
+    @app.get("/klora-probe/events")
+    def events():
+        return unfinished_events(demo._queue)
 
 
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
