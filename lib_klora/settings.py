@@ -40,6 +40,11 @@ class Field:
     slider: tuple[float, float, float] | None = None
     per_pair: bool = False
 
+    @property
+    def of_hires(self) -> bool:
+        """Whether it concerns the hires pass alone, which img2img does not have."""
+        return self.name.startswith("hires")
+
 
 NO_LORA = "None (use tags)"
 """What a person picks instead of a LoRA; to ``Settings`` it is the empty name."""

@@ -41,11 +41,7 @@ OPTIONS = (
     ),
 )
 LOG_LEVEL = Option("klora_log_level", "INFO", "Log level", "How much K-LoRA writes to the log.")
-OFFERED = tuple(
-    field
-    for field in FIELDS
-    if not field.per_pair and len(field.choices) != 1 and not field.name.startswith("hires")
-)
+OFFERED = tuple(field for field in FIELDS if not field.per_pair and not field.of_hires)
 """The fields whose default for tags the Settings page offers."""
 
 PREVIEW, DEFAULTS, ADVANCED = "Preview selection", "Paper defaults", "Advanced"

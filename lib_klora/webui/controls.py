@@ -29,9 +29,9 @@ def shown(field: Field):
     return default_beta("S") if field.default is None else field.default
 
 
-def control(field: Field, elem_id: str, names: Callable[[], list[str]], **more):
-    """The component of one field; ``more`` goes to gradio."""
-    common = {"label": field.label, "elem_id": elem_id, "info": field.help, **more}
+def control(field: Field, elem_id: str, names: Callable[[], list[str]]):
+    """The component of one field."""
+    common = {"label": field.label, "elem_id": elem_id, "info": field.help}
     value = shown(field)
     if field.name in LORAS:
         dropdown = gr.Dropdown(lora_choices(names), value=value, allow_custom_value=True, **common)
@@ -39,8 +39,6 @@ def control(field: Field, elem_id: str, names: Callable[[], list[str]], **more):
             dropdown.api_info = lambda: {"type": "string"}
         return dropdown
     if field.choices:
-        # A choice of one is kept for its place in the API, but there is nothing to choose.
-        common.setdefault("visible", len(field.choices) > 1)
         return gr.Radio(list(field.choices), value=value, **common)
     if isinstance(value, bool):
         return gr.Checkbox(value=value, **common)

@@ -56,10 +56,13 @@ class KLoraScript(scripts.Script):
         self._preview_button, self._report = preview_button, report
         self._controls = [components[field.name] for field in FIELDS]
         self.infotext_fields = [
-            (component, pasting.pasted(BY_NAME[name])) for name, component in components.items()
+            (component, pasting.pasted(BY_NAME[name]))
+            for name, component in components.items()
+            if not isinstance(component, gr.State)
         ]
         self.infotext_fields.append((report, _pasted_notes))
-        self.paste_field_names = [pasting.pasted(field) for field in FIELDS]
+        # “Send to” pairs off the two tabs' components, so only what both have.
+        self.paste_field_names = [pasting.pasted(field) for field in FIELDS if not field.of_hires]
         return self._controls
 
     def after_component(self, component, **_) -> None:
@@ -95,8 +98,10 @@ class KLoraScript(scripts.Script):
                 elem_id=self.elem_id("schedule"),
             )
 
-    def _control(self, field: Field, **more):
-        return control(field, self.elem_id(field.name), _lora_names, **more)
+    def _control(self, field: Field):
+        if field.of_hires and self.is_img2img:
+            return gr.State(shown(field))  # only for its place in the API's list
+        return control(field, self.elem_id(field.name), _lora_names)
 
     def _follow_settings(self, components: dict, defaults_button) -> None:
         scale, alpha, beta = (components[name] for name in ("scale", "alpha", "beta"))

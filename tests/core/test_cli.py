@@ -148,7 +148,7 @@ def test_every_setting_of_a_plan_is_an_option_with_the_tables_choices(capsys):
         main(["plan", "--help"])
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     for field in FIELDS:
-        if not field.per_pair and not field.name.startswith("hires") and field.name not in (
+        if not field.per_pair and not field.of_hires and field.name not in (
             "text_encoder", "progress",
         ):  # fmt: skip
             option = "--" + field.name.replace("_", "-")
