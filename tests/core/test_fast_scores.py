@@ -15,6 +15,13 @@ from lib_klora import blocks, klora, lora_file, pair, scores
 from lib_klora.errors import KLoraError
 from lib_klora.lora_file import FusedLayer, Layer, parse_lora
 
+GPU = pytest.param(
+    "cuda",
+    marks=pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="no GPU, or a torch without CUDA: it is not checked"
+    ),
+)
+devices = pytest.mark.parametrize("device", ["cpu", GPU])
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
@@ -131,24 +138,29 @@ def small_blocks(monkeypatch):
     """Limits so small that layers of a few hundred entries pass every branch: several blocks,
     the smallest kept entries going, the counting of a K that is too large to keep."""
     monkeypatch.setattr(blocks, "BLOCK_CPU", 64)
+    monkeypatch.setattr(blocks, "BLOCK_GPU", 64)
     monkeypatch.setattr(blocks, "SAMPLE", 32)
     monkeypatch.setattr(scores, "_SLACK", 8)
     monkeypatch.setattr(scores, "_MOST_KEPT", 50)
 
 
-@given(maybe_fused(), st.data())
-def test_equals_the_formulas_in_fp64(layer, data):
+@devices
+@given(layer=maybe_fused(), data=st.data())
+def test_equals_the_formulas_in_fp64(device, layer, data):
     ks = data.draw(st.lists(st.integers(1, layer.entries), min_size=1, max_size=5, unique=True))
     ks = np.array(sorted(ks))
-    assert_exact(scores._analyse("content", layer, ks, "cpu"), layer, ks)
+    with scores._exact_arithmetic(device):
+        assert_exact(scores._analyse("content", layer, ks, device), layer, ks)
 
 
+@devices
 @pytest.mark.usefixtures("small_blocks")
-@given(maybe_fused(), st.data())
-def test_equals_the_formulas_however_little_fits_into_memory(layer, data):
+@given(layer=maybe_fused(), data=st.data())
+def test_equals_the_formulas_however_little_fits_into_memory(device, layer, data):
     ks = data.draw(st.lists(st.integers(1, layer.entries), min_size=1, max_size=5, unique=True))
     ks = np.array(sorted(ks))
-    assert_exact(scores._analyse("content", layer, ks, "cpu"), layer, ks)
+    with scores._exact_arithmetic(device):
+        assert_exact(scores._analyse("content", layer, ks, device), layer, ks)
 
 
 @pytest.mark.parametrize("guesses", [(), (1e30,), (1e30, 1e20, 1e-30), (-1.0,), (float("inf"),)])
@@ -305,6 +317,22 @@ def test_nan_inside_a_layer_is_an_error():
     files = pair.pair_files(parse_lora("nan", tensors), parse_lora("nan", tensors))
     with pytest.raises(KLoraError):
         scores.compute_scores(files)
+
+
+@pytest.mark.parametrize("device", [GPU])
+@pytest.mark.parametrize("rank", [8, 128])
+def test_a_gpu_gives_the_same_numbers_and_the_same_choices(device, rank):
+    files = pair.pair_files(sdxl_like(rank, 1, 2), sdxl_like(rank, 2, 2))
+    cpu, gpu = (scores.compute_scores(files, where) for where in ("cpu", device))
+    for name in ("s_content", "s_style", "abs_content", "abs_style"):
+        np.testing.assert_allclose(getattr(gpu, name), getattr(cpu, name), rtol=1e-6)
+    scale = klora.scale_s(np.linspace(0, 1, 200))
+    ratio = cpu.s_content / (cpu.gamma("paper") * cpu.s_style)
+    clear = np.abs(ratio[None, :] / scale[:, None] - 1) > 1e-6
+    choices = [
+        klora.chooses_content(x.s_content, x.s_style, x.gamma("paper"), scale) for x in (cpu, gpu)
+    ]
+    assert (choices[0] == choices[1])[clear].all()
 
 
 def test_a_host_under_autocast_gets_the_same_numbers():
