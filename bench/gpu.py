@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from loras import lora, sdxl_shapes
 from report import machine, table
@@ -276,6 +277,25 @@ def analysis_times(pair: Pair, device: torch.device, rounds: int) -> list[dict]:
     ]
 
 
+def parity(pair: Pair, device: torch.device) -> dict:
+    """How far the device's scores are from the CPU's, and how many choices differ that are not as
+    good as equal (S_c within 1e-6 of γ·S·S_s)."""
+    scale = klora.scale_s(np.linspace(0, 1, 200))
+    cpu, other = compute_scores(pair, "cpu"), compute_scores(pair, device)
+    names = ("s_content", "s_style", "abs_content", "abs_style")
+    off = [np.abs(getattr(other, x) / getattr(cpu, x) - 1).max() for x in names]
+    ratio = cpu.s_content / (cpu.gamma("paper") * cpu.s_style)
+    clear = np.abs(ratio[None, :] / scale[:, None] - 1) > 1e-6
+    one, two = (
+        klora.chooses_content(x.s_content, x.s_style, x.gamma("paper"), scale) for x in (cpu, other)
+    )
+    return {
+        "largest_difference": float(max(off)),
+        "different_choices": int((one != two)[clear].sum()),
+        "choices": one.size,
+    }
+
+
 # -- the report -----------------------------------------------------------------------------------
 
 
@@ -292,6 +312,10 @@ def markdown(report: dict) -> str:
             table(report["steps"], steps),
             "## Analysis of the pair, nothing cached",
             table(report["analysis"], {"way": "way", "s": "s", "ratio": "times faster"}),
+            "Against the CPU's scores: largest relative difference "
+            "{largest_difference:.1e}, {different_choices} of {choices} choices differ.".format(
+                **report["parity"]
+            ),
             "",
         ]
     )
@@ -315,6 +339,7 @@ def main() -> None:
         }
         rows = step_times(model, plans)
         analysis = analysis_times(model.pair, device, size.rounds)
+        same = parity(model.pair, device)
     for row in rows:
         plan = plans.get(row["way"].rpartition(" ")[2])
         content = plan.content[: size.steps] if plan else None
@@ -326,6 +351,7 @@ def main() -> None:
         "size": {k: str(v) for k, v in vars(size).items()} | {"layers": len(model.layers)},
         "steps": rows,
         "analysis": analysis,
+        "parity": same,
     }
     options.out.mkdir(parents=True, exist_ok=True)
     stem = "gpu-smoke" if options.smoke else "gpu"
