@@ -57,7 +57,7 @@
             const part = (name) => gradioApp().querySelector(`#script_${tab}_klora_${name}`);
             if (!part('schedule')) continue;
             bringBeta(part, '');
-            bringBeta(part, 'hires_');
+            if (part('hires_scale')) bringBeta(part, 'hires_'); // img2img has no hires pass
             const number = (name) => Number(part(name).querySelector('input').value);
             const chosen = part('scale').querySelector('input:checked');
             window.kloraSchedule(
