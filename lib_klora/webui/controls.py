@@ -12,7 +12,8 @@ LORAS = ("content", "style")
 
 _DESCRIBES_EVENTS = not gr.__version__.startswith("3.")
 """Gradio 4 describes every event with all its components in the page, which the browser reads at
-each start, and numbers ours among the host's (``/lambda_1``)."""
+each start, and numbers ours among the host's (``/lambda_1``). Gradio 3 does neither, and its
+components describe themselves in another form."""
 UNLISTED = {"api_name": False} if _DESCRIBES_EVENTS else {}
 """For every event: keeps it out of that description."""
 
