@@ -34,12 +34,40 @@
             `<path d="${path}"/></svg>`;
     }
 
-    // Called by the page's own components whenever one of the three changes, by mouse or by paste.
-    window.kloraSchedule = function(id, alpha, beta, scale) {
-        const place = gradioApp().querySelector(`#${id} .klora-schedule`);
-        if (!place || !isFinite(alpha) || !isFinite(beta)) return;
-        place.innerHTML = svg(Number(alpha), Number(beta), scale);
-    };
+    // Whatever writes into the input: a hand, a paste, “Paper defaults”. An event of Gradio's would
+    // do too, but after each it renders the whole page anew, at every move of a slider.
+    function watch(input, property, changed) {
+        const {get, set} = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, property);
+        Object.defineProperty(input, property, {
+            configurable: true,
+            get,
+            set(value) {
+                set.call(this, value);
+                changed();
+            },
+        });
+        input.addEventListener('input', changed);
+    }
+
+    function follow(part) {
+        const place = part('schedule').querySelector('.klora-schedule');
+        const [alpha, beta] = ['alpha', 'beta'].map(
+            (name) => part(name).querySelector('input[type=number]'));
+        const scales = [...part('scale').querySelectorAll('input')];
+        let waits = false;
+        function draw() {
+            waits = false;
+            const chosen = scales.find((input) => input.checked);
+            place.innerHTML = svg(Number(alpha.value), Number(beta.value), chosen && chosen.value);
+        }
+        function drawSoon() {
+            if (!waits) requestAnimationFrame(draw);
+            waits = true;
+        }
+        for (const input of [alpha, beta]) watch(input, 'value', drawSoon);
+        for (const input of scales) watch(input, 'checked', drawSoon);
+        draw();
+    }
 
     // A person who picks a scale gets its own β. Not done by the page's components, because there a
     // pasted scale counts as picked (Gradio 4), and would undo the pasted β.
@@ -58,11 +86,7 @@
             if (!part('schedule')) continue;
             bringBeta(part, '');
             if (part('hires_scale')) bringBeta(part, 'hires_'); // img2img has no hires pass
-            const number = (name) => Number(part(name).querySelector('input').value);
-            const chosen = part('scale').querySelector('input:checked');
-            window.kloraSchedule(
-                `script_${tab}_klora_schedule`, number('alpha'), number('beta'),
-                chosen ? chosen.value : 'S');
+            follow(part);
         }
     });
 })();

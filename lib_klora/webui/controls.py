@@ -16,6 +16,7 @@ each start, and numbers ours among the host's (``/lambda_1``). Gradio 3 does nei
 components describe themselves in another form."""
 UNLISTED = {"api_name": False} if _DESCRIBES_EVENTS else {}
 """For every event: keeps it out of that description."""
+_FEW = 3
 
 
 def lora_choices(names: Callable[[], list[str]]) -> list[str]:
@@ -30,6 +31,11 @@ def shown(field: Field):
     return default_beta("S") if field.default is None else field.default
 
 
+def choice(field: Field) -> type:
+    """The component for a word: the page sets up a long list of radio buttons slowly."""
+    return gr.Radio if len(field.choices) <= _FEW else gr.Dropdown
+
+
 def control(field: Field, elem_id: str, names: Callable[[], list[str]]):
     """The component of one field."""
     common = {"label": field.label, "elem_id": elem_id, "info": field.help}
@@ -40,7 +46,7 @@ def control(field: Field, elem_id: str, names: Callable[[], list[str]]):
             dropdown.api_info = lambda: {"type": "string"}
         return dropdown
     if field.choices:
-        return gr.Radio(list(field.choices), value=value, **common)
+        return choice(field)(list(field.choices), value=value, **common)
     if isinstance(value, bool):
         return gr.Checkbox(value=value, **common)
     if field.slider is None:

@@ -9,7 +9,7 @@ from ..errors import get_log
 from ..score_cache import ScoreCache
 from ..settings import Field, Settings, default_beta
 from ..texts import CLEAR_CACHE, LOG_LEVEL, OFFERED, OPTIONS, cache_sentence, to_html
-from .controls import UNLISTED
+from .controls import UNLISTED, choice
 
 _SECTION = ("klora", "K-LoRA")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -104,7 +104,7 @@ class _CacheOption(shared.OptionHTML):
 
 def _add(key: str, default: bool | float | str, label: str, field: Field) -> None:
     if field.choices:
-        component, arguments = gr.Radio, {"choices": list(field.choices)}
+        component, arguments = choice(field), {"choices": list(field.choices)}
     else:
         component, arguments = (gr.Checkbox if isinstance(default, bool) else gr.Number), {}
     info = shared.OptionInfo(default, label, component, arguments, section=_SECTION)

@@ -14,8 +14,8 @@ from . import pasting, preview
 from .controls import LORAS, UNLISTED, control, lora_choices, shown
 from .reading import HINT, keep_maps, notes_html
 
-_PAIR = (("content", "content_weight"), ("style", "style_weight"))
-_SCHEDULE = (("scale",), ("alpha", "beta"))
+_PAIR = (*LORAS, "content_weight", "style_weight")
+_SCHEDULE = ("scale", "alpha", "beta")
 
 
 class KLoraScript(scripts.Script):
@@ -52,7 +52,7 @@ class KLoraScript(scripts.Script):
                 for field in FIELDS:
                     if field.name not in components:
                         components[field.name] = self._control(field)
-        self._follow_settings(components, defaults_button)
+        self._offer_defaults(components, defaults_button)
         self._preview_button, self._report = preview_button, report
         self._controls = [components[field.name] for field in FIELDS]
         self.infotext_fields = [
@@ -75,11 +75,9 @@ class KLoraScript(scripts.Script):
             self._follow_generations(component)
 
     def _first_rows(self, components: dict) -> None:
-        with gr.Row(elem_classes=["klora-pair"]):
-            for names in _PAIR:
-                with gr.Column(min_width=200, elem_classes=["klora-lora"]):
-                    for name in names:
-                        components[name] = self._control(BY_NAME[name])
+        with gr.Row(elem_classes=["klora-pair"]):  # style.css puts them in their places
+            for name in _PAIR:
+                components[name] = self._control(BY_NAME[name])
             network = _extra_network()
             create_refresh_button(
                 [components[name] for name in LORAS],
@@ -88,10 +86,8 @@ class KLoraScript(scripts.Script):
                 self.elem_id("refresh"),
             )
         with gr.Row(elem_classes=["klora-schedule-row"]):
-            for names in _SCHEDULE:
-                with gr.Column(min_width=150):
-                    for name in names:
-                        components[name] = self._control(BY_NAME[name])
+            for name in _SCHEDULE:
+                components[name] = self._control(BY_NAME[name])
             gr.HTML(
                 '<div class="klora-schedule" role="img" aria-label="S(t) over the steps" '
                 f'data-beta="{default_beta("S")}" data-beta-s-star="{default_beta("S*")}"></div>',
@@ -103,13 +99,9 @@ class KLoraScript(scripts.Script):
             return gr.State(shown(field))  # only for its place in the API's list
         return control(field, self.elem_id(field.name), _lora_names)
 
-    def _follow_settings(self, components: dict, defaults_button) -> None:
-        scale, alpha, beta = (components[name] for name in ("scale", "alpha", "beta"))
-        draw = f'(a, b, s) => kloraSchedule("{self.elem_id("schedule")}", a, b, s)'
-        for component in (alpha, beta, scale):  # in the browser alone, so that it keeps up
-            component.change(fn=None, _js=draw, inputs=[alpha, beta, scale], outputs=[], **UNLISTED)
+    def _offer_defaults(self, components: dict, button) -> None:
         method = [field for field in FIELDS if not field.per_pair]
-        defaults_button.click(
+        button.click(
             fn=lambda: [shown(field) for field in method],
             inputs=[],
             outputs=[components[field.name] for field in method],

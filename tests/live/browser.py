@@ -235,10 +235,10 @@ class Page:
             field = part.locator("input[type=number]")
             field.fill(str(value))
             field.blur()
-        elif name in ("content", "style"):
-            self.pick(part, value)
-        else:
+        elif part.locator("input[type=radio]").count():
             part.locator(f"input[value='{value}']").check()
+        else:
+            self.pick(part, value)
         self.page.wait_for_timeout(250)
 
     def value(self, name):

@@ -140,6 +140,24 @@ def test_the_schedule_follows_the_sliders(page):
     page.page.wait_for_timeout(800)
     assert page.value("beta") == 1.3
     assert drawn().count("M") == 2, "S* is broken where it wraps"
+    page.paste("a cat\nSteps: 4, Seed: 1, K-LoRA: alpha=2.5; scale=none")
+    assert drawn().count("M") == 1
+    page.paste("a cat\nSteps: 4, Seed: 1, K-LoRA: alpha=3")
+    assert drawn() == steep
+
+
+def test_the_sliders_have_no_event(webui):
+    """After each event Gradio renders the whole page anew: a tenth of a second at every move."""
+    config = webui.get("/config")
+    ids = {part["id"]: str(part["props"].get("elem_id")) for part in config["components"]}
+    with_event = {
+        ids.get(target[0] if isinstance(target, list) else target)
+        for event in config["dependencies"]
+        for target in event["targets"]
+    }
+    assert "script_txt2img_klora_preview" in with_event
+    for tab in ("txt2img", "img2img"):
+        assert not {f"script_{tab}_klora_{name}" for name in ("alpha", "beta")} & with_event
 
 
 def test_hires_with_its_own_schedule(webui):
