@@ -17,6 +17,7 @@ components describe themselves in another form."""
 UNLISTED = {"api_name": False} if _DESCRIBES_EVENTS else {}
 """For every event: keeps it out of that description."""
 _FEW = 3
+"""Words that are shown beside each other, as radio buttons."""
 
 
 def lora_choices(names: Callable[[], list[str]]) -> list[str]:
