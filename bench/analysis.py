@@ -25,11 +25,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lib_klora import klora, scores  # noqa: E402
-from lib_klora.lora_file import Layer, parse_lora, read_safetensors  # noqa: E402
+from lib_klora.lora_file import Layer, parse_lora  # noqa: E402
 from lib_klora.pair import pair_files  # noqa: E402
 from lib_klora.plan import make_plan  # noqa: E402
 from lib_klora.score_cache import ScoreCache, file_sha256  # noqa: E402
 from lib_klora.settings import Settings  # noqa: E402
+from lib_klora.tensor_file import read_safetensors  # noqa: E402
 
 MODELS = {"SD1.5": sd15_shapes(), "SDXL": sdxl_shapes(), "Flux": flux_shapes()}
 

@@ -29,11 +29,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "live")]
 import make_loras  # noqa: E402
 from webui import HOSTS, Install, WebUI, find, locate  # noqa: E402
 
-from lib_klora.lora_file import parse_lora, read_safetensors  # noqa: E402
+from lib_klora.lora_file import parse_lora  # noqa: E402
 from lib_klora.pair import pair_files  # noqa: E402
 from lib_klora.plan import make_plan  # noqa: E402
 from lib_klora.scores import compute_scores  # noqa: E402
 from lib_klora.settings import Settings  # noqa: E402
+from lib_klora.tensor_file import read_safetensors  # noqa: E402
 
 DATA = Path(os.environ.get("KLORA_LIVE") or ROOT / "build" / "bench-live")
 MODELS = {"a1111": ("tiny_sdxl_full", "sdxl_full"), "forge": ("tiny_sdxl", "sdxl")}

@@ -29,7 +29,7 @@ import torch
 from . import plot
 from .errors import KLoraError, get_log
 from .layer_names import is_attention
-from .lora_file import LoraFile, parse_lora, read_safetensors
+from .lora_file import LoraFile, parse_lora
 from .methods import METHODS
 from .pair import Pair, pair_files
 from .plan import Plan, make_plan
@@ -37,6 +37,7 @@ from .score_cache import ScoreCache, file_sha256
 from .scores import Scores, compute_scores
 from .settings import FIELDS, default_beta, from_fields
 from .tag import ROLES
+from .tensor_file import read_safetensors
 
 _SETTINGS = (
     "alpha", "beta", "scale", "method", "gamma", "layers", "top_k", "unpaired", "seed",

@@ -16,12 +16,10 @@ A bias difference (``diff_b``, ``b_norm``) goes with its weight and does not cou
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from .errors import KLoraError
 from .layer_names import common_name, is_text_encoder
@@ -75,6 +73,8 @@ class Layer:
         rank: what the file declares; None for ``full`` and an undecomposed LoKr.
         scale: alpha / rank.
         shape: shape of ΔW, [out, in] or [out, in, kh, kw].
+        tensors: by their names in this module; read from the file when they are asked for, if that
+            is what ``parse_lora`` was given.
     """
 
     name: str
@@ -152,49 +152,34 @@ class LoraFile:
     unread: tuple[str, ...]
 
 
-def read_safetensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """All tensors of a .safetensors file, on the CPU.
-
-    ``safe_open`` on purpose: a host may have wrapped ``safetensors.torch.load_file`` to rename a
-    file that does not load (Forge, modules_forge/patch_basic.py).
-    Raises KLoraError if the file is missing, truncated or no safetensors file.
-    """
-    try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise KLoraError(
-            f"“{os.path.basename(path)}” cannot be read ({error}): the file is damaged or not a "
-            f"safetensors file, download it again."
-        ) from error
-
-
 def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
     """The layers of a file from its tensors.
 
     Raises KLoraError if nothing in it is a LoRA, if factors are missing or do not fit together,
     if a rank is zero, or if a number is not finite.
     """
-    groups: dict[str, dict[str, torch.Tensor]] = {}
+    groups: dict[str, dict[str, str]] = {}
     unknown: list[str] = []
-    for key, tensor in tensors.items():
+    for key in tensors:
         prefix, part = _split(key)
         if part is None:
             unknown.append(key)
         else:
-            groups.setdefault(prefix, {})[part] = tensor
+            groups.setdefault(prefix, {})[part] = key
     layers: dict[str, Layer] = {}
     text_encoder = 0
     unread = list({_prefix_of_unknown(key) for key in unknown} - groups.keys())
-    for prefix, parts in groups.items():
-        if parts.keys() <= _NO_FACTORS:
+    for prefix, keys in groups.items():
+        if keys.keys() <= _NO_FACTORS:
             unread.append(prefix)
             continue
-        _require_finite(name, prefix, parts)
+        parts = _Parts(tensors, keys)
+        read = dict(parts)
+        _require_finite(name, prefix, read)
         if is_text_encoder(prefix):
             text_encoder += 1
             continue
-        layer = _layer(name, prefix, parts)
+        layer = replace(_layer(name, prefix, read), tensors=parts)
         layers[layer.name] = layer
     if not layers and not text_encoder:
         raise KLoraError(
@@ -208,6 +193,23 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
 
 
 _NO_FACTORS = {"alpha", "dora_scale", "bias"}
+
+
+@dataclass(frozen=True)
+class _Parts(Mapping[str, torch.Tensor]):
+    """The tensors of one layer, asked of the file each time; ``key_of``: name here → its key."""
+
+    file: Mapping[str, torch.Tensor]
+    key_of: Mapping[str, str]
+
+    def __getitem__(self, part: str) -> torch.Tensor:
+        return self.file[self.key_of[part]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.key_of)
+
+    def __len__(self) -> int:
+        return len(self.key_of)
 
 
 def _split(key: str) -> tuple[str, str | None]:

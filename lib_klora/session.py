@@ -8,6 +8,7 @@ interrupted or failed generation would skip.
 
 from __future__ import annotations
 
+import os
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
@@ -306,19 +307,21 @@ class Session:
         known = self._pairs.get(pair_key)
         if known is not None and known[1] is None and needs_scores:
             known = None
-        loras, files, notes = {}, {}, []
-        for i, role in enumerate(ROLES):
+        loras, files, notes_on = {}, {}, {}
+        # A host that keeps copies has a file twice while it reads it: the larger one first, then.
+        for role in sorted(ROLES, key=lambda role: -os.path.getsize(on_disk[role].path)):
             # One file in both roles is read twice: the host's record of it holds one weight.
-            key = (versions[i], i if versions[0] == versions[1] else 0)
+            key = (on_disk[role].version, role == STYLE and versions[0] == versions[1])
             lora = self._loras.get(key)
             if lora is None or known is None:
                 tensors = self._host.read(on_disk[role])
                 file = parse_lora(on_disk[role].name, tensors)
+                tensors.release()
                 lora = lora or self._host.load(on_disk[role], tensors)
-                files[role], more = self._fitting(file, lora, settings.layers)
-                notes += more
+                files[role], notes_on[role] = self._fitting(file, lora, settings.layers)
             loras[role] = self._loras[key] = lora
         if known is None:
+            notes = [note for role in ROLES for note in notes_on[role]]
             pair = pair_files(
                 files[CONTENT],
                 files[STYLE],

@@ -27,10 +27,10 @@ from modules import devices, sd_hijack, sd_models, shared
 
 from ..errors import KLoraError
 from ..layer_names import common_name
-from ..lora_file import read_safetensors
 from ..methods import BITS, BOTH
 from ..pair import Pair
 from ..tag import ROLES, TagPair
+from ..tensor_file import Opening, TensorFile, read_safetensors
 from .common import CommonHost
 from .protocol import HostLora, OnDisk
 
@@ -86,18 +86,24 @@ class A1111(CommonHost):
     def device(self) -> torch.device:
         return devices.device
 
-    def read(self, on_disk: OnDisk) -> Mapping[str, torch.Tensor]:
+    def read(self, on_disk: OnDisk) -> TensorFile:
         if on_disk.path.lower().endswith(".safetensors"):
             return read_safetensors(on_disk.path)
-        try:
-            return sd_models.read_state_dict(on_disk.path)  # the host's restricted unpickler
-        except Exception as error:
-            raise KLoraError(
-                f"“{on_disk.name}” is refused by the WebUI's safe loader ({error}): convert it to "
-                f".safetensors, or choose another file."
-            ) from error
 
-    def load(self, on_disk: OnDisk, tensors: Mapping[str, torch.Tensor]) -> HostLora:
+        def open_file() -> Opening:
+            try:
+                tensors = sd_models.read_state_dict(on_disk.path)  # the host's restricted unpickler
+            except Exception as error:
+                raise KLoraError(
+                    f"“{on_disk.name}” is refused by the WebUI's safe loader ({error}): convert it "
+                    f"to .safetensors, or choose another file."
+                ) from error
+            return tensors.keys(), tensors.__getitem__
+
+        return TensorFile(on_disk.path, open_file)
+
+    def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
+        """``tensors`` are not needed: the host reads the file itself, and keeps copies."""
         try:
             net = networks.load_network(on_disk.name, on_disk.entry)
         except Exception as error:  # the host raises AssertionError, KeyError, RuntimeError …

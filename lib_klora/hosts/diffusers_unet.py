@@ -17,11 +17,12 @@ from torch import nn
 
 from ..errors import KLoraError
 from ..layer_names import common_name
-from ..lora_file import Layer, LoraFile, parse_lora, read_safetensors
+from ..lora_file import Layer, LoraFile, parse_lora
 from ..methods import BITS
 from ..pair import Pair
 from ..score_cache import file_sha256
 from ..tag import TagPair
+from ..tensor_file import TensorFile, read_safetensors
 from .protocol import HostLora, OnDisk
 
 Weighted = tuple[float, Layer]
@@ -97,11 +98,11 @@ class DiffusersUNet:
     def refresh_loras(self) -> None:
         """The folder is looked at each time anyway."""
 
-    def read(self, on_disk: OnDisk) -> Mapping[str, torch.Tensor]:
+    def read(self, on_disk: OnDisk) -> TensorFile:
         return read_safetensors(on_disk.path)
 
-    def load(self, on_disk: OnDisk, tensors: Mapping[str, torch.Tensor]) -> HostLora:
-        file = parse_lora(on_disk.name, tensors)
+    def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
+        file = parse_lora(on_disk.name, tensors.read_all())
         shapes = {n: tuple(self._weights[n].shape) for n in file.layers if n in self._weights}
         return HostLora(on_disk, shapes, file)
 

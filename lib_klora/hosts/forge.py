@@ -28,10 +28,10 @@ from modules import sd_models
 
 from ..errors import KLoraError
 from ..layer_names import common_name
-from ..lora_file import read_safetensors
 from ..methods import BITS
 from ..pair import Pair
 from ..tag import TagPair
+from ..tensor_file import TensorFile, read_safetensors
 from .common import CommonHost
 from .protocol import HostLora, OnDisk
 
@@ -110,7 +110,7 @@ class Forge(CommonHost):
     def device(self) -> torch.device:
         return memory_management.get_torch_device()
 
-    def read(self, on_disk: OnDisk) -> Mapping[str, torch.Tensor]:
+    def read(self, on_disk: OnDisk) -> TensorFile:
         if not on_disk.path.lower().endswith(".safetensors"):
             # The host's own loader for these renames a file that fails (modules_forge/patch_basic).
             raise KLoraError(
@@ -119,11 +119,11 @@ class Forge(CommonHost):
             )
         return read_safetensors(on_disk.path)
 
-    def load(self, on_disk: OnDisk, tensors: Mapping[str, torch.Tensor]) -> HostLora:
+    def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
         objects = self._engine().forge_objects_original
         model = objects.unet.model
         # An empty dict each time: the functions' default is shared and keeps other models' keys.
-        unet, rest = load_lora(tensors, model_lora_keys_unet(model, {}))
+        unet, rest = load_lora(tensors.read_all(), model_lora_keys_unet(model, {}))
         text_encoder, rest = load_lora(
             rest, model_lora_keys_clip(objects.clip.cond_stage_model, {})
         )

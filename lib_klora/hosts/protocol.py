@@ -19,6 +19,7 @@ import torch
 
 from ..pair import Pair
 from ..tag import TagPair
+from ..tensor_file import TensorFile
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ class Host(Protocol):
     def show_progress(self, done: int, total: int) -> None:
         """Shows how far the analysis is. Raises KLoraError if the person stops it."""
 
-    def read(self, on_disk: OnDisk) -> Mapping[str, torch.Tensor]:
-        """All tensors of a file, on the CPU; never unpickled by us. Raises KLoraError."""
+    def read(self, on_disk: OnDisk) -> TensorFile:
+        """The tensors of a file; never unpickled by us. Raises KLoraError."""
 
-    def load(self, on_disk: OnDisk, tensors: Mapping[str, torch.Tensor]) -> HostLora:
+    def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
         """The file through the host's LoRA code, for the present model. Raises KLoraError."""
 
     def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> Fusion:

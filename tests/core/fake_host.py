@@ -17,8 +17,9 @@ import torch
 
 from lib_klora.hosts import HostLora, OnDisk
 from lib_klora.layer_names import common_name
-from lib_klora.lora_file import parse_lora, read_safetensors
+from lib_klora.lora_file import parse_lora
 from lib_klora.methods import BITS
+from lib_klora.tensor_file import TensorFile, read_safetensors
 
 
 class Model:
@@ -86,11 +87,11 @@ class FakeHost:
     def show_progress(self, done: int, total: int) -> None:
         self._record("show_progress", done, total)
 
-    def read(self, on_disk: OnDisk) -> dict[str, torch.Tensor]:
+    def read(self, on_disk: OnDisk) -> TensorFile:
         self._record("read", on_disk.name)
         return read_safetensors(on_disk.path)
 
-    def load(self, on_disk: OnDisk, tensors: dict[str, torch.Tensor]) -> HostLora:
+    def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
         self._record("load", on_disk.name)
         names = parse_lora(on_disk.name, tensors).layers
         shapes = {n: self.present.shapes[n] for n in names if n in self.present.shapes}

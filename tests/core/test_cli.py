@@ -18,11 +18,12 @@ from safetensors.torch import save_file
 
 from lib_klora import plot
 from lib_klora.__main__ import main
-from lib_klora.lora_file import parse_lora, read_safetensors
+from lib_klora.lora_file import parse_lora
 from lib_klora.pair import LayerPair, Pair, pair_files
 from lib_klora.plan import Plan, make_plan, progress
 from lib_klora.scores import compute_scores
 from lib_klora.settings import FIELDS, Settings
+from lib_klora.tensor_file import read_safetensors
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = "lora_unet_mid_block_attentions_0_transformer_blocks_{}_attn2_to_{}"

@@ -16,7 +16,8 @@ from lora_samples import linear, randn
 from safetensors.torch import save_file
 
 from lib_klora.errors import KLoraError
-from lib_klora.lora_file import parse_lora, read_safetensors
+from lib_klora.lora_file import parse_lora
+from lib_klora.tensor_file import read_safetensors
 
 Q = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
 NAME = "input_blocks_4_1_transformer_blocks_0_attn1_to_q"

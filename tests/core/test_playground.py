@@ -15,8 +15,9 @@ from PIL import Image
 
 from lib_klora import klora, plan
 from lib_klora.layer_names import is_attention
-from lib_klora.lora_file import parse_lora, read_safetensors
+from lib_klora.lora_file import parse_lora
 from lib_klora.settings import Settings
+from lib_klora.tensor_file import read_safetensors
 from playground import demo, judges, model, train, ways, world
 from playground.generate import Playground, strengthened
 from playground.scores import PAIRS, Way, judge

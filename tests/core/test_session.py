@@ -13,13 +13,14 @@ from safetensors.torch import save_file
 
 from lib_klora import infotext
 from lib_klora.errors import KLoraError
-from lib_klora.lora_file import parse_lora, read_safetensors
+from lib_klora.lora_file import parse_lora
 from lib_klora.methods import BITS, METHODS
 from lib_klora.pair import pair_files
 from lib_klora.plan import make_plan
 from lib_klora.scores import compute_scores
 from lib_klora.session import Pass, Session
 from lib_klora.settings import Settings, from_args
+from lib_klora.tensor_file import read_safetensors
 
 OFF = Settings(enabled=False)  # the accordion is off: the defaults for tags
 PREFIXES = attention_prefixes(8)

@@ -1,0 +1,211 @@
+"""Files that are read tensor by tensor: the same numbers, never more than one file in memory."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from fake_host import FakeHost, Model, Processing
+from lora_samples import linear
+from safetensors.torch import save_file
+
+from lib_klora import tensor_file
+from lib_klora.errors import KLoraError
+from lib_klora.lora_file import parse_lora
+from lib_klora.pair import pair_files
+from lib_klora.scores import compute_scores
+from lib_klora.session import Session
+from lib_klora.settings import Settings
+from lib_klora.tensor_file import TensorFile, read_safetensors
+
+NAME = "lora_unet_input_blocks_4_1_transformer_blocks_{}_attn1_to_q"
+SMAPS = Path("/proc/self/smaps")
+
+sees_mappings = pytest.mark.skipif(
+    not SMAPS.exists(), reason="only Linux tells a process which files it has mapped"
+)
+
+
+def mapped(path: Path) -> int:
+    """Bytes of a file that are in this process's memory."""
+    resident, ours = 0, False
+    for line in SMAPS.read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            ours = words[-1] == str(path)
+        elif ours and words[0] == "Rss:":
+            resident += int(words[1]) * 1024
+    return resident
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a LoRA of 16 layers, 128 KiB each; its path and its tensors."""
+
+    def write(name: str, seed: int) -> tuple[Path, dict[str, torch.Tensor]]:
+        tensors = {}
+        for i in range(16):
+            tensors |= linear(NAME.format(i), rank=32, size=512, seed=100 * seed + i)
+        path = tmp_path / f"{name}.safetensors"
+        save_file(tensors, path)
+        return path, tensors
+
+    return write
+
+
+class Openings:
+    """A file of these tensors that counts how often it is opened."""
+
+    def __init__(self, tensors):
+        self.tensors, self.count = tensors, 0
+
+    def __call__(self):
+        self.count += 1
+        return self.tensors.keys(), self.tensors.__getitem__
+
+
+class TestMapping:
+    def test_has_the_files_tensors(self, write):
+        path, tensors = write("cat", 1)
+        file = read_safetensors(path)
+        assert set(file) == set(tensors)
+        assert len(file) == len(tensors)
+        assert all(torch.equal(file[key], tensor) for key, tensor in tensors.items())
+        assert "no such key" not in file
+        with pytest.raises(KeyError):
+            file["no such key"]
+
+    def test_read_all_is_the_same(self, write):
+        path, tensors = write("cat", 1)
+        found = read_safetensors(path).read_all()
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+
+    def test_asking_for_keys_reads_nothing(self, tmp_path):
+        (tmp_path / "a").touch()
+
+        def refuse(key):
+            raise AssertionError(key)
+
+        file = TensorFile(tmp_path / "a", lambda: ({"x": 0}, refuse))
+        assert "x" in file
+        assert list(file.keys()) == ["x"]
+
+
+class TestOpening:
+    def test_again_after_so_many_bytes(self, tmp_path):
+        (tmp_path / "a").touch()
+        openings = Openings({str(i): torch.zeros(100) for i in range(10)})
+        file = TensorFile(tmp_path / "a", openings, at_once=1000)
+        for key in file:
+            file[key]
+        assert openings.count == 4  # three tensors of 400 bytes each time
+
+    def test_once_for_a_file_that_is_read_as_a_whole(self, tmp_path):
+        (tmp_path / "a").touch()
+        openings = Openings({str(i): torch.zeros(100) for i in range(10)})
+        dict(TensorFile(tmp_path / "a", openings))
+        assert openings.count == 1
+
+    def test_one_file_at_a_time(self, tmp_path):
+        (tmp_path / "a").touch()
+        counts = [Openings({"x": torch.zeros(1)}) for _ in "ab"]
+        a, b = (TensorFile(tmp_path / "a", openings) for openings in counts)
+        for _ in range(3):
+            a["x"], b["x"], b["x"]
+        # Once to learn the keys, and once in every turn.
+        assert [openings.count for openings in counts] == [4, 4]
+
+    @sees_mappings
+    def test_release_closes(self, write):
+        path, tensors = write("cat", 1)
+        file = read_safetensors(path)
+        for key in file:
+            file[key].sum()
+        assert mapped(path) > 0
+        file.release()
+        assert mapped(path) == 0
+        assert torch.equal(file[next(iter(file))], tensors[next(iter(file))])
+
+    @sees_mappings
+    def test_letting_go_closes(self, write):
+        path, _ = write("cat", 1)
+        file = read_safetensors(path)
+        for key in file:
+            file[key].sum()
+        del file
+        assert mapped(path) == 0
+
+
+class TestWhatCanHappenMeanwhile:
+    @pytest.fixture(autouse=True)
+    def often(self, monkeypatch):
+        monkeypatch.setattr(tensor_file, "AT_ONCE", 1)
+
+    def test_another_file_takes_its_place(self, write, tmp_path):
+        path, _ = write("cat", 1)
+        file = read_safetensors(path)
+        first, second = list(file)[:2]
+        file[first]
+        other, _ = write("other", 2)
+        os.replace(other, path)
+        with pytest.raises(KLoraError, match=r"cat\.safetensors.*replaced.*try again"):
+            file[second]
+
+    def test_it_is_deleted(self, write):
+        path, _ = write("cat", 1)
+        file = read_safetensors(path)
+        first, second = list(file)[:2]
+        file[first]
+        path.unlink()
+        with pytest.raises(KLoraError, match=r"cat\.safetensors.*cannot be read"):
+            file[second]
+
+
+@sees_mappings
+class TestMemory:
+    """While two files are compared, only a part of one of them is in memory."""
+
+    AT_ONCE = 2**19
+    MOST = AT_ONCE + 2**18
+    """And the layer that is looked at, and what the system maps around a page."""
+
+    @pytest.fixture
+    def files(self, write, monkeypatch):
+        monkeypatch.setattr(tensor_file, "AT_ONCE", self.AT_ONCE)
+        paths = {name: write(name, seed)[0] for seed, name in enumerate(("cat", "ink"))}
+        assert all(path.stat().st_size > 2 * self.MOST for path in paths.values())
+        return paths
+
+    def test_scores(self, files):
+        pair = pair_files(*(parse_lora(n, read_safetensors(p)) for n, p in files.items()))
+        seen = []
+        compute_scores(
+            pair, progress=lambda *_: seen.append([mapped(path) for path in files.values()])
+        )
+        assert max(map(sum, seen)) <= self.MOST
+        assert any(map(sum, seen))
+        assert all(0 in both for both in seen)
+
+    def test_session(self, files, tmp_path):
+        """The same, with a host that reads its files by itself; and nothing is left open."""
+
+        class Host(FakeHost):
+            def show_progress(self, done, total):
+                seen.append([mapped(path) for path in files.values()])
+
+            def load(self, on_disk, tensors):
+                seen.append([mapped(path) for path in files.values()])
+                assert not any(seen[-1]), "the host has to have the memory for itself"
+                return super().load(on_disk, tensors)
+
+        seen = []
+        prefixes = [NAME.format(i) for i in range(16)]
+        session = Session(Host(tmp_path, Model(prefixes, size=512)))
+        p = Processing()
+        session.activate(p, [["cat", "1"], ["ink", "1"]], Settings(enabled=False))
+        assert not p.comments
+        assert len(seen) == 2 + 33
+        assert max(map(sum, seen)) <= self.MOST
+        assert any(map(sum, seen))
+        assert not any(mapped(path) for path in files.values())
