@@ -34,6 +34,7 @@ from lib_klora.pair import pair_files  # noqa: E402
 from lib_klora.plan import make_plan  # noqa: E402
 from lib_klora.scores import compute_scores  # noqa: E402
 from lib_klora.settings import Settings  # noqa: E402
+from lib_klora.tag import ROLES  # noqa: E402
 from lib_klora.tensor_file import read_safetensors  # noqa: E402
 
 DATA = Path(os.environ.get("KLORA_LIVE") or ROOT / "build" / "bench-live")
@@ -42,6 +43,9 @@ MODELS = {"a1111": ("tiny_sdxl_full", "sdxl_full"), "forge": ("tiny_sdxl", "sdxl
 STEPS = 30
 REFERENCE = "one <lora:>"
 REPEATS = 2
+OF_MEMORY = ("plain", REFERENCE, "two <lora:>", "K-LoRA, S")
+LARGE = {"content": 128, "style": 256}
+"""Ranks of the files that weigh something."""
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -179,21 +183,35 @@ def memory_growth(install: Install, fields: dict, images: int) -> float:
         return status_mib(pid, "VmHWM") - before
 
 
-def memory(install: Install, requests: dict[str, dict], repeats: int) -> list[dict]:
-    """Growth of the server's memory per way, each in servers of its own."""
+def memory(install: Install, family: str, loras: Path, repeats: int) -> dict:
+    """Growth of the server's memory per way, each in servers of its own, and the files' sizes."""
+    requests = {name: ways(family)[name] for name in OF_MEMORY}
     growth: dict[str, list[float]] = {name: [] for name in requests}
     for _ in range(repeats):
         for name, fields in requests.items():
             growth[name].append(memory_growth(install, fields, images=2))
-    return [
-        {
-            "host": install.host,
-            "way": name,
-            "mib": statistics.median(values),
-            "range_mib": [min(values), max(values)],
-        }
-        for name, values in growth.items()
-    ]
+    return {
+        **{
+            f"{role}_mib": (loras / f"{family}_{role}.safetensors").stat().st_size / 2**20
+            for role in ROLES
+        },
+        "rows": [
+            {
+                "way": name,
+                "mib": statistics.median(values),
+                "range_mib": [min(values), max(values)],
+            }
+            for name, values in growth.items()
+        ],
+    }
+
+
+def write_large_pair(checkpoint: Path, loras: Path, family: str) -> None:
+    """Two files that weigh something beside the rest of a server."""
+    layers = make_loras.layers_of(checkpoint)
+    for role, rank in LARGE.items():
+        path = loras / f"{family}_{role}.safetensors"
+        make_loras.write(path, layers, rank=rank, seed=rank, spelling="ldm", te=True)
 
 
 # -- all of it ------------------------------------------------------------------------------------
@@ -223,8 +241,11 @@ def bench_host(host: str, rounds: int, memory_repeats: int) -> dict:
         "rows": rows,
     }
     if memory_repeats:
-        chosen = {name: requests[name] for name in ("plain", REFERENCE, "two <lora:>", "K-LoRA, S")}
-        result["memory"] = memory(install, chosen, memory_repeats)
+        large = f"{family}_large"
+        write_large_pair(server.checkpoints / f"{checkpoint}.safetensors", server.loras, large)
+        result["memory"] = [
+            memory(install, files, server.loras, memory_repeats) for files in (family, large)
+        ]
     return result
 
 

@@ -115,10 +115,11 @@ def host_tables(hosts: list[dict] | None) -> list[str]:
             f"{host['steps']} steps, {host['rounds']} rounds. Ratios to one plain `<lora:>`.",
             table(host["rows"], columns),
         ]
-        if "memory" in host:
+        for files in host.get("memory", ()):
             parts += [
-                "Memory of a fresh server over two plain images:",
-                table(host["memory"], memory),
+                "Memory of a fresh server over two plain images; the content file has "
+                f"{files['content_mib']:.1f} MiB, the style file {files['style_mib']:.1f}:",
+                table(files["rows"], memory),
             ]
     return parts
 

@@ -582,6 +582,20 @@ class TestPartlyFittingFile:
         assert "2 layers of “strange”" in comment
         assert infotext.KEY in p.extra_generation_params
 
+    def test_larger_file_goes_first_and_the_contents_notes_too(self, session, host, folder):
+        """Whichever role the larger file has: the memory a host needs for it is free then."""
+        self.few_strange_layers(folder)
+        large = linears(PREFIXES, rank=7) | linear("lora_unet_input_blocks_9_attn1_to_k", 400)
+        save_file(large, folder / "large.safetensors")
+        for tags in (["strange"], ["large"]), (["large"], ["strange"]):
+            host.asked.clear()
+            session = Session(host)
+            p = generate(session, tags=tags)
+            assert [entry[1] for entry in host.asked if entry[0] == "load"] == ["large", "strange"]
+            first, second = p.comments
+            assert tags[0][0] in first
+            assert tags[1][0] in second
+
     def test_said_in_every_generation(self, session, folder):
         self.few_strange_layers(folder)
         first = generate(session, tags=[["strange"], ["ink"]])
