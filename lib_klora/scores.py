@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +26,13 @@ import torch
 
 from . import klora
 from .blocks import blocks, sample
-from .errors import KLoraError
+from .errors import KLoraError, get_log
 from .lora_file import FusedLayer, Layer
 from .pair import Pair
 from .score_cache import LayerTable, ScoreCache
 from .tag import CONTENT, ROLES, STYLE
+
+_log = get_log()
 
 PARTNER_RANKS = np.arange(1, 129)
 """The ranks that a table is made for."""
@@ -85,6 +87,8 @@ def compute_scores(
 ) -> Scores:
     """The scores of all paired layers, one block in memory at a time, on ``device``.
 
+    If the device fails, because its memory is full or it lacks an operation, the CPU goes on.
+
     Args:
         progress: called with (layers done, layers in all) before the first layer and after each,
             unless everything was cached. It may raise to stop; what was done until then is cached.
@@ -108,18 +112,7 @@ def compute_scores(
         if not _has(table, layer, k)
     ]
     try:
-        with _exact_arithmetic(device):
-            for done, (role, table, layer, k) in enumerate(work):
-                if progress:
-                    progress(done, len(work))
-                if _has(table, layer, k):  # one file in both roles
-                    continue
-                ks = np.array([k])
-                if cache:
-                    ks = _worth_keeping(table.get(table_key(layer)), layer, k)
-                table[table_key(layer)] = _analyse(role, layer, ks, device)
-        if progress and work:
-            progress(len(work), len(work))
+        _fill(work, device, progress, for_every_partner=cache is not None)
     finally:
         if cache:
             for key, table in dict(zip(sha256, tables, strict=True)).items():
@@ -132,6 +125,35 @@ def compute_scores(
         columns.append(np.array([row.total for row, _ in found], np.float64))
     s_content, abs_content, s_style, abs_style = columns
     return Scores(s_content, s_style, abs_content, abs_style)
+
+
+def _fill(
+    work: list[tuple[str, dict[str, LayerTable], Layer | FusedLayer, int]],
+    device: torch.device | str,
+    progress: Callable[[int, int], None] | None,
+    for_every_partner: bool,
+) -> None:
+    """Puts into each table its layer's row, which has K at least."""
+    with _exact_arithmetic(device):
+        for done, (role, table, layer, k) in enumerate(work):
+            if progress:
+                progress(done, len(work))
+            if _has(table, layer, k):  # one file in both roles
+                continue
+            ks = np.array([k])
+            if for_every_partner:
+                ks = _worth_keeping(table.get(table_key(layer)), layer, k)
+            try:
+                row = _analyse(role, layer, ks, device)
+            except RuntimeError as error:
+                if torch.device(device).type == "cpu":
+                    raise
+                _log.info("Comparing layers on %s failed (%s): the CPU goes on.", device, error)
+                device = "cpu"
+                row = _analyse(role, layer, ks, device)
+            table[table_key(layer)] = row
+    if progress and work:
+        progress(len(work), len(work))
 
 
 def table_key(layer: Layer | FusedLayer) -> str:
@@ -254,8 +276,6 @@ def _sum_by_counting(layer: Layer | FusedLayer, k: int, device: torch.device | s
 @contextmanager
 def _exact_arithmetic(device: torch.device | str) -> Iterator[None]:
     """fp32 is fp32 in here: a host may calculate under autocast, or let matmuls round to TF32."""
-    kind = torch.device(device).type
-    autocast = torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else nullcontext()
     cuda = torch.backends.cuda.matmul
     if torch.__version__ >= (2, 9):  # it complains if the old switch is read after the new one
         cpu = torch.backends.mkldnn.matmul
@@ -266,8 +286,15 @@ def _exact_arithmetic(device: torch.device | str) -> Iterator[None]:
     try:
         for backend, name, exact in switches:
             setattr(backend, name, exact)
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), _no_autocast("cpu"), _no_autocast(torch.device(device).type):
             yield
     finally:
         for (backend, name, _), value in zip(switches, before, strict=True):
             setattr(backend, name, value)
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager:
+    try:
+        return torch.autocast(device_type, enabled=False)
+    except (RuntimeError, AssertionError, AttributeError):  # a device that has none, in this torch
+        return nullcontext()

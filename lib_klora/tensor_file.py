@@ -67,7 +67,8 @@ class TensorFile(Mapping[str, torch.Tensor]):
         return len(self._keys)
 
     def read_all(self) -> dict[str, torch.Tensor]:
-        """All tensors from one opening, for a host that keeps them."""
+        """All tensors, for a host that keeps them: from one opening, because each opening maps the
+        whole file, and Windows counts that as memory in use."""
         get = self._opened()
         self.release()
         return {key: get(key) for key in self._keys}

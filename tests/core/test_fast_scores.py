@@ -335,6 +335,21 @@ def test_a_gpu_gives_the_same_numbers_and_the_same_choices(device, rank):
     assert (choices[0] == choices[1])[clear].all()
 
 
+def test_the_cpu_goes_on_where_a_device_fails(log):
+    """“meta” is a device that every torch has, and of which no number can be had."""
+    files = pair.pair_files(sdxl_like(8, 1, 2), sdxl_like(8, 2, 2))
+    expected = scores.compute_scores(files)
+    seen = []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = scores.compute_scores(files, "meta", progress=lambda done, _: seen.append(done))
+    for name in ("s_content", "s_style", "abs_content", "abs_style"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert seen == list(range(5))
+    (said,) = (record.getMessage() for record in log.records)
+    assert "meta" in said
+    assert "CPU" in said
+
+
 def test_a_host_under_autocast_gets_the_same_numbers():
     """A1111 activates extra networks under autocast, where a matmul is half precision."""
     files = pair.pair_files(sdxl_like(8, 1, 2), sdxl_like(8, 2, 2))

@@ -49,15 +49,6 @@ def session(host):
     return Session(host)
 
 
-@pytest.fixture
-def log(caplog):
-    """The extension's log does not propagate: the hosts print it through its own handler."""
-    logger = logging.getLogger("lib_klora")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-
-
 def call(i, steps=4, t0=0.0, sampler="Euler", expected=None) -> Pass:
     return Pass(i, steps, expected or steps, sampler, t0)
 

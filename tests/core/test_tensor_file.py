@@ -107,6 +107,15 @@ class TestOpening:
         dict(TensorFile(tmp_path / "a", openings))
         assert openings.count == 1
 
+    def test_once_to_read_all(self, tmp_path):
+        """Each opening maps the whole file, which Windows counts as if it were read."""
+        (tmp_path / "a").touch()
+        openings = Openings({str(i): torch.zeros(100) for i in range(10)})
+        file = TensorFile(tmp_path / "a", openings, at_once=1000)
+        openings.count = 0
+        assert len(file.read_all()) == 10
+        assert openings.count == 1
+
     def test_one_file_at_a_time(self, tmp_path):
         (tmp_path / "a").touch()
         counts = [Openings({"x": torch.zeros(1)}) for _ in "ab"]
