@@ -19,7 +19,7 @@ from .errors import KLoraError
 
 AT_ONCE = 2**24
 """Bytes read from one opening of a .safetensors file. Opening one takes 3 ms, reading as much as
-this and looking at it 7 ms (247 MiB in 2364 tensors, on the machine of docs/PERFORMANCE.md)."""
+this and looking at it 10 ms (247 MiB in 2364 tensors, on the machine of docs/PERFORMANCE.md)."""
 
 Opening = tuple[Iterable[str], Callable[[str], torch.Tensor]]
 """The keys of a file, and what reads the tensor of a key while the file is open."""
