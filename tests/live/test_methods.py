@@ -31,6 +31,20 @@ def wanted_of(webui, content, style, more=""):
     return {role: weights_under(webui, f"a cat {more}{x}") for role, x in prompts.items()}
 
 
+known = {}
+"""What `known_of` has asked for, for the checkpoint and the way of storing it that was last."""
+
+
+def known_of(webui, pair):
+    """(the oracle, the weights of each role, of none) for a pair, which no method changes."""
+    key = webui.host, repr(webui.loaded), pair
+    if key not in known:
+        known.clear()
+        weights = wanted_of(webui, *pair), weights_under(webui, "a cat")
+        known[key] = choice(webui, *pair), *weights
+    return known[key]
+
+
 def scale_at(i, steps, t0=0.0, alpha=1.5, beta=0.5):
     """S(t) after `i` of `steps` steps (Eq. 7)."""
     return alpha * (t0 + (1 - t0) * min(i / steps, 1)) + beta
@@ -113,9 +127,7 @@ def test_at_every_step_every_layer_is_what_the_method_says(webui, model, pair, m
     """All storage types: the raw weights of each model call."""
     if method in METHODS[4:] and model.options:
         pytest.skip("K-LoRA's own tests have these storage types")
-    reading = choice(webui, *pair)
-    wanted = wanted_of(webui, *pair)
-    base = weights_under(webui, "a cat")
+    reading, wanted, base = known_of(webui, pair)
     fields = script(method=method)
     result, calls = recorded(webui, prompt=tags(*pair), steps=STEPS, alwayson_scripts=fields)
     assert f"method={method}; files=" in result.infotexts[0]
@@ -127,14 +139,22 @@ def test_at_every_step_every_layer_is_what_the_method_says(webui, model, pair, m
         assert_weights(call["weights"], wanted, roles, base)
 
 
+@pytest.fixture
+def captured(webui, model, pair, last=[]):  # noqa: B006 - the server keeps what it captured
+    """Lets the server hold the weights of each role under its name, once for all methods."""
+    if last != [webui.process.pid, webui.loaded]:
+        content, style = (f"<lora:{name}:1>" for name in pair)
+        for role, loras in (("content", content), ("style", style), ("both", f"{content} {style}")):
+            assert not webui.capture(role, f"a cat {loras}").error
+        last[:] = [webui.process.pid, webui.loaded]
+
+
 @pytest.mark.models("sd15$|sdxl$|flux$")
+@pytest.mark.usefixtures("captured")
 @pytest.mark.parametrize("method", METHODS)
 def test_the_picture_is_that_of_whole_layers_swapped_per_step(webui, model, pair, method):
     """Captured weights copied in, without the host's LoRA code."""
-    reading = choice(webui, *pair)
-    content, style = (f"<lora:{name}:1>" for name in pair)
-    for role, loras in (("content", content), ("style", style), ("both", f"{content} {style}")):
-        assert not webui.capture(role, f"a cat {loras}").error
+    reading, _, _ = known_of(webui, pair)
     plan = {str(i): reading.other(method, i, scale_at(i, STEPS)) for i in range(STEPS)}
     webui.next(swap=plan)
     wanted = webui.txt2img(steps=STEPS)
@@ -143,12 +163,9 @@ def test_the_picture_is_that_of_whole_layers_swapped_per_step(webui, model, pair
 
 
 @pytest.fixture
-def expected(webui, host, once={}):  # noqa: B006 - kept for the module, per host
-    """(the oracle, the weights of each role, of none) for the pair on tiny_sd15."""
-    if host not in once:
-        wanted = wanted_of(webui, *PAIR)
-        once[host] = choice(webui, *PAIR), wanted, weights_under(webui, "a cat")
-    return once[host]
+def expected(webui):
+    """What `known_of` says of the pair on tiny_sd15."""
+    return known_of(webui, PAIR)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 10**9])
