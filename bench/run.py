@@ -1,7 +1,7 @@
 """All measurements: ``python bench/run.py [--quick] [--hosts]``.
 
 Writes build/bench.json, build/bench.md and plots. ``--hosts`` adds images in the installed WebUIs,
-about 25 minutes. bench/gpu.py is a program of its own.
+more than half an hour. bench/gpu.py is a program of its own.
 """
 
 from __future__ import annotations
