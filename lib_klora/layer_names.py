@@ -19,8 +19,8 @@ ComfyUI / BFL          ``diffusion_model.input_blocks.…``, ``diffusion_model.d
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
-from functools import lru_cache
 
 TEXT_ENCODER_PREFIXES = ("lora_te", "text_encoder", "lora_prior_te")
 
@@ -152,12 +152,12 @@ def is_text_encoder(prefix: str) -> bool:
     return prefix.startswith(TEXT_ENCODER_PREFIXES)
 
 
-@lru_cache(maxsize=16384)
 def common_name(prefix: str) -> str:
     """The common name of a layer of the denoising network.
 
     ``prefix`` is a LoRA file's key up to the part that names the tensor, or a host's module path.
     A layer that no rule knows keeps its own name, so that two files of one spelling still pair.
+    Equal names are one string: files and host have thousands of them.
     """
     name = prefix
     for network in _NETWORK_PREFIXES:
@@ -169,7 +169,7 @@ def common_name(prefix: str) -> str:
         if match:
             name = replace(match) or name
             break
-    return re.sub(r"_attn(\d)_to_out$", r"_attn\1_to_out_0", name)
+    return sys.intern(re.sub(r"_attn(\d)_to_out$", r"_attn\1_to_out_0", name))
 
 
 def is_attention(name: str) -> bool:

@@ -62,7 +62,7 @@ _ENDINGS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One layer of one file: the factors of its ΔW.
 
@@ -101,10 +101,10 @@ class Layer:
 
     def without_tensors(self) -> Layer:
         """The same layer without its factors; ``delta`` is not possible any more."""
-        return replace(self, tensors={})
+        return replace(self, tensors=_NO_TENSORS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FusedLayer:
     """Several parts of one fused parameter, seen as one layer (see ``pair``).
 
@@ -135,7 +135,7 @@ class FusedLayer:
         return replace(self, parts=tuple(part.without_tensors() for part in self.parts))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LoraFile:
     """What a LoRA file holds.
 
@@ -193,9 +193,10 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
 
 
 _NO_FACTORS = {"alpha", "dora_scale", "bias"}
+_NO_TENSORS: Mapping[str, torch.Tensor] = {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Parts(Mapping[str, torch.Tensor]):
     """The tensors of one layer, asked of the file each time; ``key_of``: name here → its key."""
 

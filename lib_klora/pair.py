@@ -16,7 +16,7 @@ DEFAULT_RANK = 16
 what people train. K is then 256, small beside any attention layer's entries."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LayerPair:
     """One layer that both files have: ``content`` and ``style`` are its two ΔW, ``k`` is K."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,8 +40,10 @@ _MOST_UNMATCHED = 12
 """The host drops a file with more unmatched keys (load_lora_for_models)."""
 _numbers = itertools.count(1)
 
-_Patches = Mapping[Any, Any]
-"""What ``load_lora`` makes: parameter key, or (key, offset[, function]) → (type, tensors)."""
+_Where = Any
+"""What ``load_lora`` calls a place in the model: parameter key, or (key, offset[, function])."""
+_Patches = Mapping[_Where, Any]
+"""What it makes: the place → (type, tensors)."""
 
 
 @dataclass(eq=False)
@@ -49,18 +51,20 @@ class _Parts:
     number: int
     """Stands for this reading of this file in the host's identifiers."""
     text_encoder: _Patches
-    unet: dict[str, list[tuple[str, Any]]] = field(default_factory=dict)
-    """Common layer name → (parameter key, entry without strength) of all its parameters."""
+    unet: _Patches
+    places: dict[str, tuple[_Where, ...]] = field(default_factory=dict)
+    """Common layer name → the places of its weight and bias."""
 
 
 @dataclass(eq=False)
 class _Fusion:
-    fixed: dict[str, list[list]]
-    """Parameter key → entries applied in every step: the layers of one file."""
-    layers: tuple[Mapping[str, Mapping[str, list[list]]], ...]
-    """Per paired layer: role, in the order of the tags → parameter key → entries."""
-    layers_of: dict[str, list[int]]
-    """Parameter key → the paired layers in it (several only for a fused parameter in parts)."""
+    sides: Mapping[str, tuple[_Parts, float]]
+    """Role, in the order of the tags → its file and strength."""
+    pair: Pair
+    summands: Mapping[str, Sequence[tuple[int | None, str, _Where]]]
+    """Parameter key → what may be added to it, in order: (which paired layer, None for a layer of
+    one file, which is added in every step; role; place). Several paired layers only for a fused
+    parameter in parts."""
     text_encoder: tuple[tuple[str, _Patches, float], ...]
     """(file name for the host, patches, strength) in the order of the tags."""
     entries: dict[str, list[list]] = field(default_factory=dict)
@@ -134,56 +138,40 @@ class Forge(CommonHost):
                 f"It was made for another model, or its spelling is one that Forge does not read."
             )
         parameters = dict(model.named_parameters())
-        parts = _Parts(next(_numbers), text_encoder)
+        parts = _Parts(next(_numbers), text_encoder, unet)
         shapes: dict[str, tuple[int, ...]] = {}
-        for where, patch in unet.items():
-            key, offset, function = (
-                (*where, None, None)[:3] if isinstance(where, tuple) else (where, None, None)
-            )
+        for where in unet:
+            key, offset, _ = _place(where)
             if key not in parameters:
                 continue
             name = _layer_name(key, offset)
-            parts.unet.setdefault(name, []).append((key, [patch, 1.0, offset, function]))
+            parts.places[name] = (*parts.places.get(name, ()), where)
             if not key.endswith(".bias"):
                 shapes[name] = _shape(parameters[key], offset)
         return HostLora(on_disk, shapes, parts)
 
     def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> _Fusion:
-        parts: dict[str, _Parts] = {role: lora.parts for role, lora in loras.items()}
-        tag_of = {"content": tags.content, "style": tags.style}
+        sides = {tag.role: (loras[tag.role].parts, tag.unet) for tag in tags.in_order()}
+        summands: dict[str, list[tuple[int | None, str, _Where]]] = {}
 
-        def entries(role: str, names: Iterable[str]) -> dict[str, list[list]]:
-            result: dict[str, list[list]] = {}
-            for name in names:
-                for key, entry in parts[role].unet[name]:
-                    result.setdefault(key, []).append([tag_of[role].unet, *entry])
-            return result
+        def add(i: int | None, role: str, name: str) -> None:
+            for where in sides[role][0].places[name]:
+                summands.setdefault(_place(where)[0], []).append((i, role, where))
 
-        fixed: dict[str, list[list]] = {}
         for name, role in pair.unpaired.items():
-            for key, more in entries(role, [name]).items():
-                fixed.setdefault(key, []).extend(more)
-        layers, layers_of = [], {}
+            add(None, role, name)
         for i, layer in enumerate(pair.paired):
-            sides = {
-                tag.role: entries(tag.role, _names_in(getattr(layer, tag.role)))
-                for tag in tags.in_order()
-            }
-            layers.append(sides)
-            for key in dict.fromkeys(key for side in sides.values() for key in side):
-                layers_of.setdefault(key, []).append(i)
+            for role in sides:
+                for name in _names_in(getattr(layer, role)):
+                    add(i, role, name)
         return _Fusion(
-            fixed=fixed,
-            layers=tuple(layers),
-            layers_of=layers_of,
+            sides,
+            pair,
+            summands,
             text_encoder=tuple(
-                (
-                    f"K-LoRA {parts[tag.role].number} {tag.role}",
-                    parts[tag.role].text_encoder,
-                    tag.te,
-                )
+                (f"K-LoRA {parts.number} {tag.role}", parts.text_encoder, tag.te)
                 for tag in tags.in_order()
-                if te and parts[tag.role].text_encoder
+                if te and (parts := sides[tag.role][0]).text_encoder
             ),
         )
 
@@ -196,7 +184,7 @@ class Forge(CommonHost):
             fusion.unet = lambda: None
         if fusion.choice is None:
             fusion.choice = choice
-            for key in {**fusion.fixed, **fusion.layers_of}:
+            for key in fusion.summands:
                 fusion.entries[key] = self._entries(fusion, key)
         engine = self._engine()
         clean = engine.forge_objects_after_applying_lora
@@ -217,11 +205,12 @@ class Forge(CommonHost):
         ):
             return  # another extension samples with a patcher of its own, without us
         keys = {
-            key
+            _place(where)[0]
             for i in np.flatnonzero(flipped)
-            for role, side in fusion.layers[i].items()
+            for role, (parts, _) in fusion.sides.items()
             if flipped[i] & BITS[role]
-            for key in side
+            for name in _names_in(getattr(fusion.pair.paired[i], role))
+            for where in parts.places[name]
         }
         fusion.choice = choice
         for key in keys:
@@ -269,11 +258,12 @@ class Forge(CommonHost):
 
     def _entries(self, fusion: _Fusion, key: str) -> list[list]:
         """The entries of the present winners for one parameter."""
-        entries = [list(entry) for entry in fusion.fixed.get(key, ())]
-        for i in fusion.layers_of.get(key, ()):
-            for role, side in fusion.layers[i].items():
-                if fusion.choice[i] & BITS[role]:
-                    entries += [list(entry) for entry in side.get(key, ())]
+        entries = []
+        for i, role, where in fusion.summands[key]:
+            if i is None or fusion.choice[i] & BITS[role]:
+                parts, strength = fusion.sides[role]
+                _, offset, function = _place(where)
+                entries.append([strength, parts.unet[where], 1.0, offset, function])
         return entries
 
     def _engine(self) -> Any:
@@ -320,6 +310,11 @@ def _refresh_part(patcher: Any, keys: Iterable[str]) -> None:
 
 def _names_in(layer: Any) -> list[str]:
     return [part.name for part in getattr(layer, "parts", (layer,))]
+
+
+def _place(where: _Where) -> tuple[str, Any, Any]:
+    """(parameter key, offset, function), as ``ModelPatcher.add_patches`` reads it."""
+    return (where, None, None) if isinstance(where, str) else (*where, None, None)[:3]
 
 
 def _layer_name(key: str, offset: tuple[int, int, int] | None) -> str:
