@@ -6,9 +6,11 @@ of them into the weights when the list of identifiers has changed, from backups,
 for every storage type. It runs once, before the first step.
 
 So a pair is one more identifier at the end of that list, whose entries are those of the present
-winners, which may be both. A flip changes the entries and then lets the host's own ``refresh`` run
-over the flipped parameters alone. The entries therefore always say what is merged; if a flip fails
-half-way the loader is told that nothing is, and the host's next full refresh puts everything right.
+winners, which may be both. A flip changes the entries and then merges the flipped parameters anew,
+from the host's backups and with its own function; what is not a plain tensor (GGUF, bitsandbytes)
+goes through ``refresh``, reduced to those parameters. The entries therefore always say what is
+merged; if a flip fails half-way the loader is told that nothing is, and a full refresh without us
+puts everything right.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import numpy as np
 import torch
 from backend import memory_management, utils
 from backend.args import dynamic_args
-from backend.patcher.lora import load_lora, model_lora_keys_clip, model_lora_keys_unet
+from backend.patcher import lora as host_lora
 from modules import sd_models
 
 from ..errors import KLoraError
@@ -127,10 +129,10 @@ class Forge(CommonHost):
         objects = self._engine().forge_objects_original
         model = objects.unet.model
         # An empty dict each time: the functions' default is shared and keeps other models' keys.
-        unet, rest = load_lora(tensors.read_all(), model_lora_keys_unet(model, {}))
-        text_encoder, rest = load_lora(
-            rest, model_lora_keys_clip(objects.clip.cond_stage_model, {})
-        )
+        known = host_lora.model_lora_keys_unet(model, {})
+        unet, rest = host_lora.load_lora(tensors.read_all(), known)
+        known = host_lora.model_lora_keys_clip(objects.clip.cond_stage_model, {})
+        text_encoder, rest = host_lora.load_lora(rest, known)
         if len(rest) > _MOST_UNMATCHED:
             raise KLoraError(
                 f"“{on_disk.name}” does not fit this model: Forge cannot place {len(rest)} of its "
@@ -222,7 +224,14 @@ class Forge(CommonHost):
                     device=patcher.current_device,
                     dtype=patcher.model.computation_dtype,
                 )
-        _refresh_part(patcher, keys)
+        try:
+            _merge(patcher, keys)
+        except Exception:
+            # The rest of the picture is made without us: what is merged must go now, and the next
+            # picture needs a name that the host has not seen.
+            fusion.identifier = None
+            fusion.unet().klora_clean.refresh_loras()
+            raise
 
     def detach(self) -> None:
         engine = sd_models.model_data.get_sd_model()
@@ -276,6 +285,47 @@ class Forge(CommonHost):
         return bool(dynamic_args.get("online_lora", False)) and storage not in merged
 
 
+def _merge(patcher: Any, keys: Iterable[str]) -> None:
+    """Merges what the patcher's entries say now into the weights of ``keys``.
+
+    ``refresh`` would put a new tensor in a weight's place each time, which leaves holes in the
+    memory, and carry the backup to the device and back. So a merged weight is written over.
+    """
+    loader = patcher.lora_loader
+    loaded_hash, loader.loaded_hash = loader.loaded_hash, None
+    remaining = set(keys)
+    try:
+        with torch.inference_mode():
+            for key in keys:
+                weight, backup = utils.get_attr(patcher.model, key), loader.backup.get(key)
+                if not _is_merged(weight, backup):
+                    continue
+                entries = [
+                    entry
+                    for patches in patcher.lora_patches.values()
+                    for entry in patches.get(key, ())
+                ]
+                weight.copy_(host_lora.merge_lora_to_weight(entries, backup.to(weight.device), key))
+                # A parameter of its own on the same memory, because that is how one sees that a
+                # weight was written: torch does not count it for what inference mode has made.
+                utils.set_attr_raw(
+                    patcher.model, key, torch.nn.Parameter(weight, requires_grad=False)
+                )
+                remaining.remove(key)
+    except memory_management.OOM_EXCEPTION:
+        pass  # refresh makes room
+    if remaining:
+        _refresh_part(patcher, remaining)
+    loader.loaded_hash = loaded_hash
+
+
+def _is_merged(weight: torch.Tensor, backup: torch.Tensor | None) -> bool:
+    """Whether the weight is a plain tensor that the host has made by merging: of its own, and with
+    a backup (none where the host adds LoRAs at every forward)."""
+    plain = type(weight) is torch.nn.Parameter  # quantised ones are subclasses of it
+    return plain and backup is not None and weight.data_ptr() != backup.data_ptr()
+
+
 def _refresh_part(patcher: Any, keys: Iterable[str]) -> None:
     """The host's own refresh, over ``keys`` alone: restore from backup, merge what the patcher's
     entries say now."""
@@ -294,11 +344,9 @@ def _refresh_part(patcher: Any, keys: Iterable[str]) -> None:
         }
         for identifier, entries in patcher.lora_patches.items()
     }
-    loaded_hash, loader.loaded_hash = loader.loaded_hash, None
     empty_cache = memory_management.signal_empty_cache
     try:
         part.refresh(patches, offload_device=patcher.offload_device, force_refresh=True)
-        loader.loaded_hash = loaded_hash
     finally:
         # A GGUF weight is requantised in place, in the very object that was its backup: the new
         # backup is the only copy of the original then.

@@ -280,3 +280,27 @@ def test_only_what_flips_is_touched(webui, expected):
         assert bool(calls[i]["touched"]) == bool(flipped)
         flips += len(flipped)
     assert flips > 10
+
+
+@pytest.mark.parametrize("kind", ["memory", "other"])
+def test_a_flip_that_fails(webui, host, expected, kind):
+    """The host deals with full memory; anything else ends K-LoRA for this picture at once."""
+    if host != "forge":
+        pytest.skip("AUTOMATIC1111 merges in the layers' forward: see test_restoration's raise_at")
+    webui.next(record=True, merge_fails_after=[1, kind])
+    result = webui.txt2img(prompt=tags(*PAIR), steps=12)
+    assert not result.error
+    calls = webui.last()
+    plan = [expected.reading.step(i, 12) for i in range(12)]
+    failed = next(i for i in range(2, 12) if plan[i] != plan[1])
+    for i, call in enumerate(calls):
+        if kind == "memory" or i < failed:
+            expected.check(call, i, 12)
+        else:
+            expected.check_base(call)
+    assert ("ValueError: raised by klora-probe" in result.infotexts[0]) == (kind == "other")
+    _, calls = recorded(webui, prompt=tags(*PAIR), steps=12)
+    for i, call in enumerate(calls):
+        expected.check(call, i, 12)
+    _, calls = recorded(webui, steps=1)
+    expected.check_base(calls[0])

@@ -9,6 +9,8 @@ POST /klora-probe/next      what to do during the next image; every field may be
                             end in [FIRST:END], these output rows only
    "raise_at": STEP, "interrupt_at": STEP, "skip_at": STEP, "hr": false
                             end that model call (of the hires pass, if hr) in this way
+   "merge_fails_after": [STEP, "memory" | "other"]
+                            Forge: the first merging of a weight after that model call raises
    "nested": {"prompt": TEXT, "scripts": null | "all" | [FILE STEMS], ...}
                             as ADetailer does: replace the finished image by an img2img of it;
                             other items are fields of the processing object}
@@ -32,6 +34,10 @@ from copy import copy
 import torch
 from modules import processing, script_callbacks, scripts, shared
 
+MERGE_ERRORS = {
+    "memory": torch.cuda.OutOfMemoryError("raised by klora-probe"),
+    "other": ValueError("raised by klora-probe"),
+}
 LAYERS = {"Linear", "Conv1d", "Conv2d", "Conv3d"}
 
 
@@ -111,6 +117,19 @@ def touched(before, after):
         for name, (parameter, count) in after.items()
         if before[name][0] is not parameter or before[name][1] != count
     ]
+
+
+def fail_next_merge(error):
+    """Forge: let its next merging of a weight raise."""
+    from backend.patcher import lora
+
+    merge = lora.merge_lora_to_weight
+
+    def fail(*args, **kwargs):
+        lora.merge_lora_to_weight = merge
+        raise error
+
+    lora.merge_lora_to_weight = fail
 
 
 def take():
@@ -200,6 +219,9 @@ class Probe:
 
     def after_call(self):
         """A model call is done and its weights are still in place."""
+        step, kind = self.doing.get("merge_fails_after", (None, None))
+        if step == self.denoiser.step:
+            fail_next_merge(MERGE_ERRORS[kind])
         if self.doing.get("record"):
             now = identities()
             self.calls[-1]["weights"] = weights()
