@@ -9,8 +9,7 @@ So a pair is one more identifier at the end of that list, whose entries are thos
 winners, which may be both. A flip changes the entries and then merges the flipped parameters anew,
 from the host's backups and with its own function; what is not a plain tensor (GGUF, bitsandbytes)
 goes through ``refresh``, reduced to those parameters. The entries therefore always say what is
-merged; if a flip fails half-way the loader is told that nothing is, and a full refresh without us
-puts everything right.
+merged; if a flip fails half-way, a full refresh without us puts everything right.
 """
 
 from __future__ import annotations
@@ -197,8 +196,8 @@ class Forge(CommonHost):
         engine.forge_objects.unet, engine.forge_objects.clip = patched.unet, patched.clip
 
     def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
-        flipped = fusion.choice ^ choice
-        if not flipped.any():
+        flipped = np.flatnonzero(fusion.choice != choice)
+        if not len(flipped):
             return
         patcher = self._engine().forge_objects.unet
         loader = patcher.lora_loader
@@ -208,9 +207,8 @@ class Forge(CommonHost):
             return  # another extension samples with a patcher of its own, without us
         keys = {
             _place(where)[0]
-            for i in np.flatnonzero(flipped)
+            for i in flipped
             for role, (parts, _) in fusion.sides.items()
-            if flipped[i] & BITS[role]
             for name in _names_in(getattr(fusion.pair.paired[i], role))
             for where in parts.places[name]
         }
@@ -226,7 +224,7 @@ class Forge(CommonHost):
                 )
         try:
             _merge(patcher, keys)
-        except Exception:
+        except BaseException:
             # The rest of the picture is made without us: what is merged must go now, and the next
             # picture needs a name that the host has not seen.
             fusion.identifier = None
@@ -291,13 +289,12 @@ def _merge(patcher: Any, keys: Iterable[str]) -> None:
     ``refresh`` would put a new tensor in a weight's place each time, which leaves holes in the
     memory, and carry the backup to the device and back. So a merged weight is written over.
     """
-    loader = patcher.lora_loader
-    loaded_hash, loader.loaded_hash = loader.loaded_hash, None
+    backups = patcher.lora_loader.backup
     remaining = set(keys)
     try:
         with torch.inference_mode():
             for key in keys:
-                weight, backup = utils.get_attr(patcher.model, key), loader.backup.get(key)
+                weight, backup = utils.get_attr(patcher.model, key), backups.get(key)
                 if not _is_merged(weight, backup):
                     continue
                 entries = [
@@ -316,7 +313,6 @@ def _merge(patcher: Any, keys: Iterable[str]) -> None:
         pass  # refresh makes room
     if remaining:
         _refresh_part(patcher, remaining)
-    loader.loaded_hash = loaded_hash
 
 
 def _is_merged(weight: torch.Tensor, backup: torch.Tensor | None) -> bool:

@@ -78,8 +78,8 @@ PAIR = "sd15_content", "sd15_style"
 class Expectation:
     """The weights that a K-LoRA of two files must give, on the loaded checkpoint."""
 
-    def __init__(self, webui, content=PAIR[0], style=PAIR[1]):
-        self.reading = choice(webui, content, style)
+    def __init__(self, webui, content=PAIR[0], style=PAIR[1], **how):
+        self.reading = choice(webui, content, style, **how)
         self.base = weights_under(webui, "a cat")
         self.wanted = {
             "content": weights_under(webui, f"a cat <lora:{content}:1>"),

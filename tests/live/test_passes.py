@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from kloras import PAIR, Expectation, recorded, script, tags
+from kloras import PAIR, Expectation, is_attention, recorded, script, tags
 
 STEPS = 6
 ONE_CALL = (
@@ -268,7 +268,7 @@ def test_a_nested_generation_without_tags(webui, expected, scripts):
 
 def test_only_what_flips_is_touched(webui, expected):
     """Invariant 4, from the weights' own identity: between two steps only layers whose winner
-    changes have been written."""
+    changes have been written, and those where they are: new tensors would leave holes in memory."""
     webui.next(record=True)
     assert not webui.txt2img(prompt=tags(*PAIR), steps=12).error
     calls = webui.last()
@@ -278,17 +278,23 @@ def test_only_what_flips_is_touched(webui, expected):
         flipped = {layer for layer in plan[i] if plan[i][layer] != plan[i - 1][layer]}
         assert {name.rpartition(".")[0] for name in calls[i]["touched"]} <= flipped
         assert bool(calls[i]["touched"]) == bool(flipped)
+        assert not calls[i]["moved"]
         flips += len(flipped)
     assert flips > 10
 
 
-@pytest.mark.parametrize("kind", ["memory", "other"])
-def test_a_flip_that_fails(webui, host, expected, kind):
+@pytest.mark.parametrize(
+    ("kind", "pair"),
+    [("memory", PAIR), ("memory", ("sd15_style_full", "sd15_content")), ("other", PAIR)],
+    ids=["memory", "memory, biases in one file", "other"],
+)
+def test_a_flip_that_fails(webui, host, kind, pair):
     """The host deals with full memory; anything else ends K-LoRA for this picture at once."""
     if host != "forge":
         pytest.skip("AUTOMATIC1111 merges in the layers' forward: see test_restoration's raise_at")
+    expected = Expectation(webui, *pair, layers=is_attention)
     webui.next(record=True, merge_fails_after=[1, kind])
-    result = webui.txt2img(prompt=tags(*PAIR), steps=12)
+    result = webui.txt2img(prompt=tags(*pair), steps=12)
     assert not result.error
     calls = webui.last()
     plan = [expected.reading.step(i, 12) for i in range(12)]
@@ -299,7 +305,7 @@ def test_a_flip_that_fails(webui, host, expected, kind):
         else:
             expected.check_base(call)
     assert ("ValueError: raised by klora-probe" in result.infotexts[0]) == (kind == "other")
-    _, calls = recorded(webui, prompt=tags(*PAIR), steps=12)
+    _, calls = recorded(webui, prompt=tags(*pair), steps=12)
     for i, call in enumerate(calls):
         expected.check(call, i, 12)
     _, calls = recorded(webui, steps=1)

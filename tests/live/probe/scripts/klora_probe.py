@@ -16,8 +16,9 @@ POST /klora-probe/next      what to do during the next image; every field may be
                             other items are fields of the processing object}
 GET  /klora-probe/last      {"calls": [...], "errors": [...]} of the last image; per model call its
                             step, total_steps, steps, sampling_step, sigma, sampler, hr, nested,
-                            iteration, checkpoint, cond (hash) and, if recorded, weights and
-                            touched (the parameters written since the call before)
+                            iteration, checkpoint, cond (hash) and, if recorded, weights,
+                            touched (the parameters written since the call before) and
+                            moved (those of them that are elsewhere in memory now)
 POST /klora-probe/restore   undo the swaps now; the next image does so by itself
 POST /klora-probe/reload_ui what the button does
 POST /klora-probe/refresh_model   Forge: read the loading options again, as its page does
@@ -98,15 +99,16 @@ def weights():
 
 
 def identities():
-    """{parameter name: what changes when it is written}: the object, and its write counter where
-    torch keeps one (not for tensors made in inference mode, which a host replaces instead)."""
+    """{parameter name: (object, write counter, address)}. When a parameter is written, one of the
+    first two changes: torch keeps no counter for tensors made in inference mode, which a host
+    replaces instead."""
     found = {}
     for name, module in layers().items():
         for part in ("weight", "bias"):
             parameter = getattr(module, part, None)
             if parameter is not None:
                 count = 0 if parameter.is_inference() else parameter._version
-                found[f"{name}.{part}"] = parameter, count
+                found[f"{name}.{part}"] = parameter, count, parameter.data_ptr()
     return found
 
 
@@ -114,7 +116,7 @@ def touched(before, after):
     """The parameters written between two calls of `identities`."""
     return [
         name
-        for name, (parameter, count) in after.items()
+        for name, (parameter, count, _) in after.items()
         if before[name][0] is not parameter or before[name][1] != count
     ]
 
@@ -225,7 +227,9 @@ class Probe:
         if self.doing.get("record"):
             now = identities()
             self.calls[-1]["weights"] = weights()
-            self.calls[-1]["touched"] = touched(self.identities or now, now)
+            before = self.identities or now
+            self.calls[-1]["touched"] = written = touched(before, now)
+            self.calls[-1]["moved"] = [n for n in written if before[n][2] != now[n][2]]
             self.identities = now
         if self.doing.get("capture") and not self.nested:
             self.captured[self.doing["capture"]] = take()
