@@ -182,6 +182,13 @@ def test_upsampler_is_one_layer_whichever_module_it_is_in_its_block():
     )
 
 
+def test_equal_names_are_one_string():
+    """A server keeps thousands of them, from two files and the model."""
+    block = "blocks_1_attentions_0_transformer_blocks_0_attn1"
+    one, other = f"lora_unet_down_{block}_to_out_0", f"unet.down_{block}.processor.to_out"
+    assert common_name(one) is common_name(other) is common_name("".join(list(one)))
+
+
 def test_unknown_layer_keeps_its_own_name():
     assert common_name("lora_unet_some_new_block_3_w") == "some_new_block_3_w"
 
