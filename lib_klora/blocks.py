@@ -18,8 +18,9 @@ from .lora_file import FusedLayer, Layer
 BLOCK_CPU = 2**18
 """Entries in one block: 1 MiB, which stays in the processor's cache from the matmul to the last
 look at it. With 2^20 the whole analysis of a rank 8 pair takes 1.3 times as long."""
-BLOCK_GPU = 2**20
-"""4 MiB: a GPU has few orders to wait for, and a LoHa's two blocks and a mask stay below 16 MiB."""
+BLOCK_GPU = 2**19
+"""2 MiB: a GPU has few orders to wait for, and a block, a mask, the positions of all its entries
+(CUDA writes them down to index by a mask, eight bytes each) and the entries stay below 16 MiB."""
 SAMPLE = 2**15
 """Entries in a sample."""
 
@@ -103,8 +104,11 @@ class _Given:
         self.shape = tuple(self.values.shape)
 
     def part(self, rows: Index, columns: Index, buffer: torch.Tensor | None = None) -> torch.Tensor:
-        # The product is a new tensor: what is the file's stays as it is.
-        return self.values[rows, columns].float() * self.scale
+        # Into the buffer or a new tensor: what is the file's stays as it is.
+        values = self.values[rows, columns]
+        if buffer is None or values.numel() > len(buffer):
+            return values.float() * self.scale
+        return buffer[: values.numel()].view(values.shape).copy_(values).mul_(self.scale)
 
 
 @dataclass

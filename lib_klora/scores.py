@@ -42,6 +42,8 @@ _MOST_KEPT = 2**18
 K, which takes a multiplier far above the paper's 1, is counted instead."""
 _SLACK = 2**16
 """Entries that may be kept beyond 2·K before the smallest go."""
+_PIECE = 2**15
+"""Entries that are counted at a time."""
 _MOST_SUMS = 1024
 """K's of one layer in a table; a person who tries many multipliers starts it again."""
 
@@ -235,17 +237,21 @@ def _above(
         kept.append(_select(block, tau))
         count += len(kept[-1])
         if count > 2 * k + _SLACK:
-            kept = [np.partition(np.concatenate(kept), count - k)[count - k :]]
+            together = np.concatenate(kept)
+            together.partition(count - k)
+            kept = [together[count - k :].copy()]  # a view would hold all of it
+            del together
             # Entries equal to this one are not needed any more: there are k without them.
             tau, count = float(kept[0].min()), k
     return np.concatenate(kept), float(total)
 
 
 def _select(block: torch.Tensor, tau: float) -> np.ndarray:
+    entries = block.reshape(-1)  # a GPU writes down a position per dimension
     if block.device.type != "cpu":
-        return block[block > tau].cpu().numpy()
-    values = block.numpy().reshape(-1)
-    return values[values > tau]  # in numpy: several times faster than torch's boolean index
+        return entries[entries > tau].cpu().numpy()
+    entries = entries.numpy()
+    return entries[entries > tau]  # in numpy: several times faster than torch's boolean index
 
 
 def _sum_by_counting(layer: Layer | FusedLayer, k: int, device: torch.device | str) -> float:
@@ -256,21 +262,28 @@ def _sum_by_counting(layer: Layer | FusedLayer, k: int, device: torch.device | s
     second pass counts the lower half there.
     """
     counts, sums = np.zeros(2**15, np.int64), np.zeros(2**15)
-    for block in blocks(layer, device):
-        values = block.cpu().numpy().reshape(-1)
+    for values in _pieces(layer, device):
         upper = values.view(np.int32) >> 16
         counts += np.bincount(upper, minlength=2**15)
         sums += np.bincount(upper, values, minlength=2**15)
     above = np.cumsum(counts[::-1])[::-1] - counts  # entries in higher bins
     edge = int(np.flatnonzero(above < k)[0])
     lower = np.zeros(2**16, np.int64)
-    for block in blocks(layer, device):
-        bits = block.cpu().numpy().reshape(-1).view(np.int32)
+    for values in _pieces(layer, device):
+        bits = values.view(np.int32)
         lower += np.bincount(bits[bits >> 16 == edge] & 0xFFFF, minlength=2**16)
     values = ((edge << 16) + np.arange(2**16, dtype=np.int32)).view(np.float32).astype(np.float64)
     lower, values = lower[::-1], values[::-1]
     taken = np.clip(k - above[edge] - (np.cumsum(lower) - lower), 0, lower)
     return float(sums[edge + 1 :].sum() + (taken * values).sum())
+
+
+def _pieces(layer: Layer | FusedLayer, device: torch.device | str) -> Iterator[np.ndarray]:
+    """|ΔW| in pieces so small that the copies which ``bincount`` makes do not count."""
+    for block in blocks(layer, device):
+        values = block.cpu().numpy().reshape(-1)
+        for start in range(0, len(values), _PIECE):
+            yield values[start : start + _PIECE]
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import second_device
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib_klora import blocks, klora, lora_file, pair, scores
@@ -21,6 +22,7 @@ GPU = pytest.param(
         not torch.cuda.is_available(), reason="no GPU, or a torch without CUDA: it is not checked"
     ),
 )
+SECOND = pytest.param(second_device.NAME, id="second device")
 devices = pytest.mark.parametrize("device", ["cpu", GPU])
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -153,6 +155,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_GPU", 64)
     monkeypatch.setattr(blocks, "SAMPLE", 32)
     monkeypatch.setattr(scores, "_SLACK", 8)
+    monkeypatch.setattr(scores, "_PIECE", 20)
     monkeypatch.setattr(scores, "_MOST_KEPT", 50)
 
 
@@ -173,6 +176,14 @@ def test_equals_the_formulas_however_little_fits_into_memory(device, layer, data
     ks = np.array(sorted(ks))
     with scores._exact_arithmetic(device):
         assert_exact(scores._analyse("content", layer, ks, device), layer, ks)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@settings(max_examples=15)  # each operation of this device goes through Python
+@given(layer=maybe_fused(), data=st.data())
+def test_equals_the_formulas_on_a_second_device(layer, data):
+    ks = np.array([data.draw(st.integers(1, layer.entries))])
+    assert_exact(scores._analyse("content", layer, ks, second_device.NAME), layer, ks)
 
 
 @pytest.mark.parametrize("guesses", [(), (1e30,), (1e30, 1e20, 1e-30), (-1.0,), (float("inf"),)])
@@ -332,11 +343,12 @@ def test_nan_inside_a_layer_is_an_error():
         scores.compute_scores(files)
 
 
-@pytest.mark.parametrize("device", [GPU])
+@pytest.mark.parametrize("device", [SECOND, GPU])
 @pytest.mark.parametrize("rank", [8, 128])
-def test_a_gpu_gives_the_same_numbers_and_the_same_choices(device, rank):
+def test_a_device_gives_the_same_numbers_and_the_same_choices(device, rank, log):
     files = pair.pair_files(sdxl_like(rank, 1, 2), sdxl_like(rank, 2, 2))
     cpu, gpu = (scores.compute_scores(files, where) for where in ("cpu", device))
+    assert not log.records, "the CPU went on"
     for name in ("s_content", "s_style", "abs_content", "abs_style"):
         np.testing.assert_allclose(getattr(gpu, name), getattr(cpu, name), rtol=1e-6)
     scale = klora.scale_s(np.linspace(0, 1, 200))
@@ -346,6 +358,16 @@ def test_a_gpu_gives_the_same_numbers_and_the_same_choices(device, rank):
         klora.chooses_content(x.s_content, x.s_style, x.gamma("paper"), scale) for x in (cpu, gpu)
     ]
     assert (choices[0] == choices[1])[clear].all()
+
+
+def test_the_second_device_rounds_otherwise_and_has_its_own_memory():
+    """Else the tests on it would say nothing."""
+    a, b = torch.randn(50, 64), torch.randn(64, 70)
+    theirs, mine = (a.to(second_device.NAME) @ b.to(second_device.NAME)).cpu(), a @ b
+    assert not torch.equal(theirs, mine)
+    torch.testing.assert_close(theirs, mine)
+    with pytest.raises(RuntimeError, match="same device"):
+        a.to(second_device.NAME) @ b
 
 
 def test_the_cpu_goes_on_where_a_device_fails(log):
@@ -391,33 +413,70 @@ def test_torchs_switches_are_as_before():
     assert not torch.is_inference_mode_enabled()
 
 
+def large(kind: str, out: int, inner: int) -> Layer:
+    """A layer of rank 16 and of this size."""
+    shape = (out // 3, inner // 2) if kind == "LoKr" else (out, inner)
+    shapes = {"diff": (out, inner)} if kind == "full" else SHAPES[kind](16, *shape)
+    tensors = {name: torch.randn(size).half() for name, size in shapes.items()}
+    return Layer("q", "q", kind, 16, 1.0, (out, inner), tensors)
+
+
+def few_to_many(layer: Layer) -> dict[str, np.ndarray]:
+    """The K that a table has, the largest that is kept, and one that is counted."""
+    most = scores._MOST_KEPT
+    return {
+        "every partner": scores.partner_ks(layer),
+        "most": np.array([min(most, layer.entries)]),
+        "counted": np.array([min(most + 1, layer.entries - 1)]),
+    }
+
+
+LARGEST = [("LoRA", 21504, 3072), ("LoHa", 6144, 3072), ("LoKr", 6144, 3072), ("full", 3072, 3072)]
+"""Flux' linear1 has 66 million entries, 252 MiB at once in fp32."""
+
+
+@pytest.mark.parametrize("which", ["every partner", "most", "counted"])
+@pytest.mark.parametrize(("kind", "out", "inner"), LARGEST)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' VmHWM")
-def test_memory_of_the_largest_layer():
-    """Flux' linear1 has 66 million entries, 252 MiB at once in fp32; 16 MiB are allowed."""
+def test_memory_of_a_large_layer(kind, out, inner, which):
+    """16 MiB are allowed beyond the factors, which may be there in fp32 beside the file's own."""
     program = """
-import ctypes, re, sys, numpy as np, torch
-sys.path.insert(0, sys.argv[1])
+import ctypes, re, sys
+sys.path[:0] = sys.argv[1:3]
+kind, which, *size = sys.argv[3:]
+import torch
+from test_fast_scores import few_to_many, large, scores
 torch.set_num_threads(1)
-from lib_klora import scores
-from lib_klora.lora_file import Layer
 
 def status(name):
     return int(re.search(name + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 
-def layer(out, in_):
-    up, down = torch.randn(out, 16).half(), torch.randn(16, in_).half()
-    return Layer("q", "q", "LoRA", 16, 1.0, (out, in_), {"up": up, "down": down})
-
-small, large = layer(8, 64), layer(21504, 3072)
-scores._analyse("content", small, scores.partner_ks(small), "cpu")
+small, layer = large(kind, 96, 64), large(kind, *map(int, size))
+scores._analyse("content", small, few_to_many(small)[which], "cpu")
 ctypes.CDLL(None).malloc_trim(0)  # what was freed so far does not count as there
 open("/proc/self/clear_refs", "w").write("5")
 before = status("VmRSS")
-scores._analyse("content", large, scores.partner_ks(large), "cpu")
-print(status("VmHWM") - before)
+scores._analyse("content", layer, few_to_many(layer)[which], "cpu")
+factors = sum(t.numel() * 4 / 2**20 for n, t in layer.tensors.items() if n != "diff")
+print(status("VmHWM") - before - factors)
 """
-    root = Path(__file__).resolve().parents[2]
+    here = Path(__file__).resolve().parent
+    command = [sys.executable, "-c", program, str(here.parents[1]), str(here)]
     result = subprocess.run(
-        [sys.executable, "-c", program, str(root)], capture_output=True, text=True, check=True
+        [*command, kind, which, str(out), str(inner)], capture_output=True, text=True, check=True
     )
     assert float(result.stdout) <= 16
+
+
+@pytest.mark.parametrize("guess", ["a good guess", "no guess: a block is kept whole"])
+@pytest.mark.parametrize("which", ["every partner", "most"])
+@pytest.mark.parametrize(("kind", "out", "inner"), LARGEST)
+def test_memory_on_a_device(kind, out, inner, which, guess, monkeypatch):  # noqa: PLR0917
+    if guess != "a good guess":
+        monkeypatch.setattr(scores, "_thresholds", lambda *args: iter([0.0]))
+    layer = large(kind, out, inner)
+    factors = sum(t.nbytes + t.numel() * 4 * (n != "diff") for n, t in layer.tensors.items())
+    with second_device.most_held() as memory, torch.inference_mode():
+        scores._analyse("content", layer, few_to_many(layer)[which], second_device.NAME)
+    assert memory.most > blocks.BLOCK_GPU * 4
+    assert memory.most - factors <= 16 * 2**20
