@@ -152,24 +152,31 @@ class Session:
             else:
                 self._host.attach(active.fusion, active.plan_for(1, 0.0).row(0))
         except Exception as error:
+            self._fusions.clear()
             self.detach()
             self._forget_conditions(p, None)
             self._tell_unexpected(p, error)
 
-    def before_model_call(self, at: Pass) -> None:
-        """Gives every layer the LoRA that the plan has for this step."""
+    def before_model_call(self, read_pass: Callable[[], Pass]) -> None:
+        """Gives every layer the LoRA that the plan has for this step. What ``read_pass`` raises,
+        because the host is not as expected, ends K-LoRA for this generation like any failure."""
         active = self._active
         if active is None:
             return
         try:
+            at = read_pass()
             t0 = at.t0 if active.settings.progress == "continue" else 0.0
             step = finished_steps(at.call, at.steps, at.calls_expected, at.sampler)
             plan = active.plan_for(at.steps, t0)
             if not any(plan is known for known in self._report.plans):
                 self._report.plans.append(plan)
             self._host.select(active.fusion, plan.row(step))
-        except Exception as error:
-            self.detach()
+        except BaseException as error:
+            self._active = None
+            self._fusions.clear()  # what this one has applied is not known any more
+            self._host.abandon()
+            if not isinstance(error, Exception):
+                raise
             self._tell_unexpected(active.processing(), error)
 
     def detach(self) -> None:

@@ -165,6 +165,8 @@ class DiffusersUNet:
         self._fusion = None
         self._apply(self._wanted(None, None))
 
+    abandon = detach
+
     def _wanted(
         self, fusion: UNetFusion | None, choice: np.ndarray | None
     ) -> dict[str, tuple[Weighted, ...]]:

@@ -75,6 +75,10 @@ class _Fusion:
     """What ``entries`` holds."""
     identifier: tuple[str, float, float, bool] | None = None
     """Ours in ``lora_patches``; the last item: added at every forward instead of merged."""
+    owners: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    """Parameter key → weak reference to its module: to look it up from the model's root again for
+    each flip, through parts of the memory that nothing else has used just now, would be a third of
+    the flip."""
     unet: Callable[[], Any] = lambda: None
     """Weak reference to the patcher with us, which knows the one without: reused while that one is
     current, because the host loads a patcher anew that it has not loaded last. Weak, because it
@@ -222,14 +226,7 @@ class Forge(CommonHost):
                     device=patcher.current_device,
                     dtype=patcher.model.computation_dtype,
                 )
-        try:
-            _merge(patcher, keys)
-        except BaseException:
-            # The rest of the picture is made without us: what is merged must go now, and the next
-            # picture needs a name that the host has not seen.
-            fusion.identifier = None
-            fusion.unet().klora_clean.refresh_loras()
-            raise
+        _merge(patcher, keys, fusion.owners)
 
     def detach(self) -> None:
         engine = sd_models.model_data.get_sd_model()
@@ -241,6 +238,13 @@ class Forge(CommonHost):
         for part in ("unet", "clip"):
             if getattr(engine.forge_objects, part) is getattr(patched, part):
                 setattr(engine.forge_objects, part, getattr(clean, part))
+
+    def abandon(self) -> None:
+        """The host samples on with the patcher that it has: what is merged there must go now."""
+        patched = self._engine().forge_objects_after_applying_lora
+        self.detach()
+        if hasattr(patched, "klora_clean"):
+            patched.klora_clean.unet.refresh_loras()
 
     def _patch(self, clean: Any, fusion: _Fusion) -> Any:
         """The host's objects with the fusion, as clones; ``clean`` stays as it is."""
@@ -283,7 +287,7 @@ class Forge(CommonHost):
         return bool(dynamic_args.get("online_lora", False)) and storage not in merged
 
 
-def _merge(patcher: Any, keys: Iterable[str]) -> None:
+def _merge(patcher: Any, keys: Iterable[str], owners: dict[str, Callable[[], Any]]) -> None:
     """Merges what the patcher's entries say now into the weights of ``keys``.
 
     ``refresh`` would put a new tensor in a weight's place each time, which leaves holes in the
@@ -294,7 +298,8 @@ def _merge(patcher: Any, keys: Iterable[str]) -> None:
     try:
         with torch.inference_mode():
             for key in keys:
-                weight, backup = utils.get_attr(patcher.model, key), backups.get(key)
+                owner, name = _owner(patcher.model, key, owners), key.rpartition(".")[2]
+                weight, backup = getattr(owner, name), backups.get(key)
                 if not _is_merged(weight, backup):
                     continue
                 entries = [
@@ -305,14 +310,21 @@ def _merge(patcher: Any, keys: Iterable[str]) -> None:
                 weight.copy_(host_lora.merge_lora_to_weight(entries, backup.to(weight.device), key))
                 # A parameter of its own on the same memory, because that is how one sees that a
                 # weight was written: torch does not count it for what inference mode has made.
-                utils.set_attr_raw(
-                    patcher.model, key, torch.nn.Parameter(weight, requires_grad=False)
-                )
+                setattr(owner, name, torch.nn.Parameter(weight, requires_grad=False))
                 remaining.remove(key)
     except memory_management.OOM_EXCEPTION:
         pass  # refresh makes room
     if remaining:
         _refresh_part(patcher, remaining)
+
+
+def _owner(model: Any, key: str, known: dict[str, Callable[[], Any]]) -> Any:
+    """The module of a parameter; ``known`` as in ``_Fusion.owners``, completed here."""
+    owner = known[key]() if key in known else None
+    if owner is None:
+        owner, _, _ = utils.get_attr_with_parent(model, key)
+        known[key] = weakref.ref(owner)
+    return owner
 
 
 def _is_merged(weight: torch.Tensor, backup: torch.Tensor | None) -> bool:

@@ -109,3 +109,6 @@ class Host(Protocol):
 
     def detach(self) -> None:
         """Leaves the host's current LoRAs as they are without K-LoRA. Idempotent."""
+
+    def abandon(self) -> None:
+        """``detach`` for a generation that goes on: its next model call is without K-LoRA."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from modules import extra_networks, processing, script_callbacks
 
 from ..errors import get_log
@@ -30,7 +32,7 @@ def register() -> None:
         add_axes(network.host)
 
     def before_model_call(params) -> None:
-        network.session.before_model_call(_pass_of(params.denoiser))
+        network.session.before_model_call(partial(_pass_of, params.denoiser))
 
     def model_loaded(_) -> None:
         network.session.forget_other_models()

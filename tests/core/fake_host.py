@@ -47,11 +47,12 @@ class FakeHost:
     applied: dict[str, str] = field(default_factory=dict)
     rebuilt: list[int] = field(default_factory=list)
     fails_in: str | None = None
+    error: type[BaseException] = RuntimeError
 
     def _record(self, what: str, *details) -> None:
         self.asked.append((what, *details))
         if self.fails_in == what:
-            raise RuntimeError(f"{what} broke")
+            raise self.error(f"{what} broke")
 
     def count(self, what: str) -> int:
         return Counter(entry[0] for entry in self.asked)[what]
@@ -122,6 +123,10 @@ class FakeHost:
         self.asked.append(("detach",))
         self.attached = None
         self.applied = {}
+
+    def abandon(self) -> None:
+        self.asked.append(("abandon",))
+        self.detach()
 
     @staticmethod
     def _roles(fusion: FakeFusion, choice: np.ndarray) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The host for a diffusers UNet: a host of the session like the WebUIs, so what they promise holds
 here too. The model is any torch module with the layers' names."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,7 +85,7 @@ def run(host, settings, tags=(("content",), ("style",))):
     session.activate(p, [list(tag) for tag in tags], settings)
     seen = []
     for call in range(STEPS):
-        session.before_model_call(Pass(call, STEPS, STEPS, "DDIM", 0.0))
+        session.before_model_call(partial(Pass, call, STEPS, STEPS, "DDIM", 0.0))
         seen.append(weights(host))
     report = session.report(p)
     assert not report.error, report.error
@@ -143,7 +144,7 @@ def test_only_what_flips_is_written(host, monkeypatch):
     counts = []
     for call in range(STEPS):
         written.clear()
-        session.before_model_call(Pass(call, STEPS, STEPS, "DDIM", 0.0))
+        session.before_model_call(partial(Pass, call, STEPS, STEPS, "DDIM", 0.0))
         counts.append(len(written))
     content = session.report(p).plans[-1].content
     flips = (content[1:STEPS] != content[: STEPS - 1]).sum(1)

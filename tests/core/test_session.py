@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -49,8 +51,8 @@ def session(host):
     return Session(host)
 
 
-def call(i, steps=4, t0=0.0, sampler="Euler", expected=None) -> Pass:
-    return Pass(i, steps, expected or steps, sampler, t0)
+def call(i, steps=4, t0=0.0, sampler="Euler", expected=None) -> Callable[[], Pass]:
+    return partial(Pass, i, steps, expected or steps, sampler, t0)
 
 
 def generate(session, tags=TAGS, settings=OFF, p=None, steps=4) -> Processing:
@@ -627,6 +629,32 @@ class TestErrorsOfOurs:
         session.before_model_call(call(2))
         assert host.attached is None
         assert host.count("select") == 2
+
+    @pytest.mark.parametrize("where", ["select", "attach"])
+    def test_nothing_is_reused_of_what_failed_half_way(self, session, host, where):
+        host.fails_in = where
+        generate(session)
+        host.fails_in = None
+        host.asked.clear()
+        generate(session)
+        generate(session)
+        assert host.count("fuse") == 1
+        assert host.count("read") == 0
+
+    def test_a_host_that_does_not_say_where_it_is_ends_it_at_once(self, session, host):
+        p = Processing()
+        session.activate(p, TAGS, OFF)
+        session.before_model_call(lambda: 1 / 0)
+        assert host.count("abandon") == 1
+        assert host.attached is None
+        assert "ZeroDivisionError" in p.extra_generation_params[infotext.ERROR_KEY]
+
+    def test_ctrl_c_between_two_steps_leaves_nothing(self, session, host):
+        host.fails_in, host.error = "select", KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            generate(session)
+        assert host.count("abandon") == 1
+        assert host.attached is None
 
     def test_attach_that_fails_is_told(self, session, host):
         host.fails_in = "attach"

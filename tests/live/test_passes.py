@@ -310,3 +310,20 @@ def test_a_flip_that_fails(webui, host, kind, pair):
         expected.check(call, i, 12)
     _, calls = recorded(webui, steps=1)
     expected.check_base(calls[0])
+
+
+def test_a_host_that_does_not_say_where_it_is(webui, expected):
+    """The rest of the picture is made without K-LoRA, from the next model call on; then all is as
+    it was."""
+    webui.next(record=True, steps_unknown_after=2)
+    result = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
+    assert not result.error
+    for i, call in enumerate(webui.last()):
+        if i <= 2:
+            expected.check(call, i, STEPS)
+        else:
+            expected.check_base(call)
+    assert "K-LoRA error" in result.infotexts[0]
+    for i, call in enumerate(recorded(webui, prompt=tags(*PAIR), steps=STEPS)[1]):
+        expected.check(call, i, STEPS)
+    assert_base_is_back(webui, expected)
