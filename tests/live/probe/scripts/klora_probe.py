@@ -12,8 +12,8 @@ POST /klora-probe/next      what to do during the next image; every field may be
    "merge_fails_after": [STEP, "memory" | "other"]
                             Forge: the first merging of a weight after that model call raises
    "steps_unknown_after": STEP
-                            after that model call the denoiser does not know how many steps there
-                            are: nothing of the host's own needs it then
+                            after that model call the denoiser has no "steps" any more: nothing of
+                            the host's own needs it then
    "nested": {"prompt": TEXT, "scripts": null | "all" | [FILE STEMS], ...}
                             as ADetailer does: replace the finished image by an img2img of it;
                             other items are fields of the processing object}
@@ -197,7 +197,7 @@ class Probe:
         call = {
             "step": denoiser.step,
             "total_steps": denoiser.total_steps,
-            "steps": denoiser.steps,
+            "steps": getattr(denoiser, "steps", None),
             "sampling_step": params.sampling_step,
             "sigma": float(params.sigma[0]),
             "sampler": denoiser.sampler.config.name,
@@ -225,7 +225,7 @@ class Probe:
     def after_call(self):
         """A model call is done and its weights are still in place."""
         if self.doing.get("steps_unknown_after") == self.denoiser.step:
-            self.denoiser.steps = None
+            del self.denoiser.steps
         step, kind = self.doing.get("merge_fails_after", (None, None))
         if step == self.denoiser.step:
             fail_next_merge(MERGE_ERRORS[kind])
