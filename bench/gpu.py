@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import logging
 import statistics
 import sys
 import time
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lib_klora import klora  # noqa: E402
+from lib_klora.errors import get_log  # noqa: E402
 from lib_klora.lora_file import parse_lora  # noqa: E402
 from lib_klora.pair import Pair, pair_files  # noqa: E402
 from lib_klora.plan import Plan, make_plan  # noqa: E402
@@ -94,6 +96,13 @@ class Layer:
             for up, down in self.held
         )
         return self.branch(x, 0 if content >= scale * style else 1)
+
+
+class NoCPU(logging.Handler):
+    """Ends the program where the analysis leaves the device for the CPU, which it only logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.exit(record.getMessage())
 
 
 class Model:
@@ -330,6 +339,7 @@ def main() -> None:
         sys.exit("no GPU was found: try the program itself with --smoke")
     device = torch.device("cpu" if options.smoke else "cuda")
     size = SMOKE if options.smoke else REAL
+    get_log().addHandler(NoCPU())
     with torch.inference_mode():
         model = Model(size, device)
         scores = compute_scores(model.pair, device)
