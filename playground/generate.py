@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ class Playground:
         )
 
         def before_step(call: int) -> None:
-            self.session.before_model_call(Pass(call, steps, steps, "DDIM", 0.0))
+            self.session.before_model_call(partial(Pass, call, steps, steps, "DDIM", 0.0))
 
         try:
             pictures = self.model.sample(
