@@ -106,7 +106,7 @@ class _Given:
     def part(self, rows: Index, columns: Index, buffer: torch.Tensor | None = None) -> torch.Tensor:
         # Into the buffer or a new tensor: what is the file's stays as it is.
         values = self.values[rows, columns]
-        if buffer is None or values.numel() > len(buffer):
+        if buffer is None:
             return values.float() * self.scale
         return buffer[: values.numel()].view(values.shape).copy_(values).mul_(self.scale)
 

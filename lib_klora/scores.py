@@ -237,13 +237,16 @@ def _above(
         kept.append(_select(block, tau))
         count += len(kept[-1])
         if count > 2 * k + _SLACK:
-            together = np.concatenate(kept)
-            together.partition(count - k)
-            kept = [together[count - k :].copy()]  # a view would hold all of it
-            del together
+            kept = [_only_largest(kept, k)]
             # Entries equal to this one are not needed any more: there are k without them.
             tau, count = float(kept[0].min()), k
     return np.concatenate(kept), float(total)
+
+
+def _only_largest(parts: list[np.ndarray], k: int) -> np.ndarray:
+    entries = np.concatenate(parts)
+    entries.partition(len(entries) - k)
+    return entries[-k:].copy()  # a view would hold the others as well
 
 
 def _select(block: torch.Tensor, tau: float) -> np.ndarray:

@@ -152,8 +152,7 @@ class Session:
             else:
                 self._host.attach(active.fusion, active.plan_for(1, 0.0).row(0))
         except Exception as error:
-            self._fusions.clear()
-            self.detach()
+            self._give_up()
             self._forget_conditions(p, None)
             self._tell_unexpected(p, error)
 
@@ -172,9 +171,7 @@ class Session:
                 self._report.plans.append(plan)
             self._host.select(active.fusion, plan.row(step))
         except BaseException as error:
-            self._active = None
-            self._fusions.clear()  # what this one has applied is not known any more
-            self._host.abandon()
+            self._give_up()
             if not isinstance(error, Exception):
                 raise
             self._tell_unexpected(active.processing(), error)
@@ -402,6 +399,12 @@ class Session:
         while len(self._fusions) > _FUSIONS_KEPT:
             del self._fusions[next(iter(self._fusions))]
         return fusion
+
+    def _give_up(self) -> None:
+        """After something went wrong with a fusion: what it has applied is not known any more."""
+        self._active = None
+        self._fusions.clear()
+        self._host.abandon()
 
     # -- text conditions and messages -------------------------------------------------------------
 

@@ -178,6 +178,8 @@ class A1111(CommonHost):
         for net in self._remove_from_list():
             _hide_embeddings(net)
 
+    abandon = detach  # the host looks at its list in every forward
+
     @staticmethod
     def _put_into_list(fusion: _Fusion) -> None:
         for role in fusion.order[: 1 if fusion.is_one else 2]:

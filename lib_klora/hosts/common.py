@@ -69,10 +69,6 @@ class CommonHost:
         folder = os.environ.get("SD_WEBUI_CACHE_DIR", os.path.join(data_path, "cache"))
         return Path(folder) / "klora"
 
-    def abandon(self) -> None:
-        """A host that looks at its LoRAs in every forward needs no more than this."""
-        self.detach()
-
     def show_progress(self, done: int, total: int) -> None:
         """In the host's progress bar. After Interrupt or Skip the host ends the generation by
         itself at its first step."""

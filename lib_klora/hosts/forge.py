@@ -75,8 +75,8 @@ class _Fusion:
     """What ``entries`` holds."""
     identifier: tuple[str, float, float, bool] | None = None
     """Ours in ``lora_patches``; the last item: added at every forward instead of merged."""
-    owners: dict[str, Callable[[], Any]] = field(default_factory=dict)
-    """Parameter key → weak reference to its module: to look it up from the model's root again for
+    owners: dict[str, weakref.ref] = field(default_factory=dict)
+    """Parameter key → its module: to look it up from the model's root again for
     each flip, through parts of the memory that nothing else has used just now, would be a third of
     the flip."""
     unet: Callable[[], Any] = lambda: None
@@ -287,7 +287,7 @@ class Forge(CommonHost):
         return bool(dynamic_args.get("online_lora", False)) and storage not in merged
 
 
-def _merge(patcher: Any, keys: Iterable[str], owners: dict[str, Callable[[], Any]]) -> None:
+def _merge(patcher: Any, keys: Iterable[str], owners: dict[str, weakref.ref]) -> None:
     """Merges what the patcher's entries say now into the weights of ``keys``.
 
     ``refresh`` would put a new tensor in a weight's place each time, which leaves holes in the
@@ -318,7 +318,7 @@ def _merge(patcher: Any, keys: Iterable[str], owners: dict[str, Callable[[], Any
         _refresh_part(patcher, remaining)
 
 
-def _owner(model: Any, key: str, known: dict[str, Callable[[], Any]]) -> Any:
+def _owner(model: Any, key: str, known: dict[str, weakref.ref]) -> Any:
     """The module of a parameter; ``known`` as in ``_Fusion.owners``, completed here."""
     owner = known[key]() if key in known else None
     if owner is None:
