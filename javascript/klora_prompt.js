@@ -43,11 +43,10 @@
     // The prompt after a click on the button `role` of the card `name`: puts the tag in, takes it
     // out, or swaps the two roles if the LoRA has the other one. Every tag then says its role,
     // because without one its place would, and places change here.
-    function clicked(text, name, role) {
+    function clicked(text, name, role, weight) {
         const tags = withRoles(tagsOf(text));
         const mine = tags.find((tag) => tag.name === name);
-        const weight = String(opts.extra_networks_default_multiplier ?? 1);
-        const fresh = written({name, items: [weight]}, role);
+        const fresh = written({name, items: [String(weight)]}, role);
         let placed = Boolean(mine);
         const words = tags.map((tag) => {
             if (mine && mine.role === role) return tag === mine ? '' : written(tag, tag.role);
@@ -61,6 +60,13 @@
     }
 
     // ---- the buttons on the cards -----------------------------------------------------------------
+
+    // The weight that the card's own click would give: the person's preferred one for this file, which
+    // the host writes into the click's code, or the one of the Settings page.
+    function weightOf(card) {
+        const own = /<lora:[^"]*:"\s*\+\s*([-+.\d]+)\s*\+/.exec(card.getAttribute('onclick') ?? '');
+        return own ? own[1] : opts.extra_networks_default_multiplier ?? 1;
+    }
 
     const translated = (text) => (window.localization || {})[text] || text;
     const prompt = (tab) => gradioApp().querySelector(`#${tab}_prompt textarea`);
@@ -92,7 +98,7 @@
             event.stopPropagation(); // the card would add its <lora:…>
             event.preventDefault();
             const area = prompt(tab);
-            area.value = clicked(area.value, card.dataset.name, role);
+            area.value = clicked(area.value, card.dataset.name, role, weightOf(card));
             updateInput(area);
             showState(tab);
         });

@@ -1,5 +1,7 @@
 """The LoRA cards' buttons and Ctrl+Up/Down in the prompt."""
 
+import json
+
 
 def open_cards(page):
     page.page.locator("#txt2img_extra_tabs button", has_text="Lora").first.click()
@@ -40,6 +42,22 @@ def test_weights_and_other_tags_stay(page):
     assert page.prompt.input_value() == (
         "<klora:sd15_content:0.5:0.7:style> a <lora:sd15_other:0.3> <klora:sd15_style:te=0:content>"
     )
+
+
+def test_a_new_tag_has_the_weight_that_the_card_prefers(page):
+    notes = page.webui.loras / "sd15_style.json"
+    notes.write_text(json.dumps({"preferred weight": 0.65, "activation text": "ink"}))
+    try:
+        open_cards(page)
+        page.page.locator("#txt2img_lora_extra_refresh:visible").first.click()
+        page.page.wait_for_timeout(3000)
+        page.prompt.fill("a cat")
+        button(page, "sd15_style", "style").click()
+        assert page.prompt.input_value() == "a cat <klora:sd15_style:0.65:style>"
+    finally:
+        notes.unlink()
+        page.page.locator("#txt2img_lora_extra_refresh:visible").first.click()
+        page.page.wait_for_timeout(3000)
 
 
 def test_they_work_with_the_keyboard_and_show_their_state(page):
