@@ -21,6 +21,10 @@ _PATIENCE = 10.0
 class CommonHost:
     """The part of the Host protocol that does not depend on the host."""
 
+    def __init__(self) -> None:
+        self._versions: dict[str, tuple] = {}
+        """Path → version of the file that the host's hash of it belongs to."""
+
     def find(self, name: str) -> OnDisk | None:
         """File stem or alias, as in the host's ``load_networks``; an alias that several files
         share counts only as a file stem. Looks at the folder again if the name is unknown."""
@@ -34,11 +38,15 @@ class CommonHost:
         if entry is None or not os.path.exists(entry.filename):
             networks.list_available_networks()
             entry = look_up()
-        if entry is None:
+        if entry is None or not os.path.exists(entry.filename):
             return None
-        entry.read_hash()
         status = os.stat(entry.filename)
         version = (entry.filename, status.st_mtime_ns, status.st_size)
+        if self._versions.setdefault(entry.filename, version) != version:
+            self._versions[entry.filename] = version
+            networks.list_available_networks()  # the host keeps the hash of the file that was there
+            entry = look_up() or entry
+        entry.read_hash()
         return OnDisk(name, entry.filename, entry.shorthash or "", version, entry)
 
     def find_by_hash(self, short_hash: str) -> str | None:

@@ -10,12 +10,13 @@ from typing import Any
 from .. import infotext
 from ..errors import KLoraError, get_log
 from ..settings import NO_LORA, Field, default_beta
-from ..tag import CONTENT, ROLES, STYLE, pair_tags, parse_tag
+from ..tag import ROLES, pair_tags, parse_tag
 from .controls import LORAS, shown
 
 NOTES = "K-LoRA notes"
 """Where the warnings of a paste travel to the page, within the host's own dictionary."""
 _TAG = re.compile(r"<klora:([^>]+)>")
+_PROMPTS = ("Prompt", "Hires prompt")
 
 
 @cache
@@ -51,7 +52,6 @@ def find_renamed(network: Any, params: dict) -> None:
     hashes = infotext.hashes(text)
     values = infotext.read(text)
     notes: list[str] = []
-    prompt = params.get("Prompt", "")
     if hashes is None:
         return
     if any(name in values for name in LORAS):
@@ -60,31 +60,44 @@ def find_renamed(network: Any, params: dict) -> None:
             values[role] = name or NO_LORA
         params[infotext.KEY] = infotext.with_fields(text, {role: values[role] for role in ROLES})
     else:
-        params["Prompt"] = _tags_renamed(
-            network, prompt, dict(zip(ROLES, hashes, strict=True)), notes
-        )
+        prompts = [key for key in _PROMPTS if _TAG.search(params.get(key) or "")]
+        names = {}
+        if prompts:  # the hashes are those of the first pass that has a pair
+            of_role = dict(zip(ROLES, hashes, strict=True))
+            names = _present_names(network, params[prompts[0]], of_role, notes)
+        for key in prompts:
+            params[key] = _renamed(params[key], names)
     if notes:
         params[NOTES] = notes
         for note in notes:
             get_log().warning(note)
 
 
-def _tags_renamed(network: Any, prompt: str, hashes: dict[str, str], notes: list[str]) -> str:
+def _present_names(
+    network: Any, prompt: str, hashes: dict[str, str], notes: list[str]
+) -> dict[str, str]:
+    """Name in a tag of the prompt → the present name of its file."""
     tags = [match[1].split(":") for match in _TAG.finditer(prompt)]
     try:
         if len(tags) != len(ROLES):
-            return prompt
+            return {}
         pair = pair_tags(*(parse_tag(items) for items in tags))
     except KLoraError:
-        return prompt  # the generation says what is wrong with it
-    in_order = (STYLE, CONTENT) if pair.style_first else (CONTENT, STYLE)
-    roles = iter(in_order)
+        return {}  # the generation says what is wrong with it
+    return {
+        tag.name: _present_name(network, tag.name, hashes[tag.role], notes)
+        for tag in pair.in_order()
+    }
 
-    def renamed(match: re.Match) -> str:
+
+def _renamed(prompt: str, names: dict[str, str]) -> str:
+    """The prompt with other names in its tags."""
+
+    def tag(match: re.Match) -> str:
         name, colon, rest = match[1].partition(":")
-        return f"<klora:{_present_name(network, name, hashes[next(roles)], notes)}{colon}{rest}>"
+        return f"<klora:{names.get(name, name)}{colon}{rest}>"
 
-    return _TAG.sub(renamed, prompt)
+    return _TAG.sub(tag, prompt)
 
 
 def _present_name(network: Any, name: str, short_hash: str, notes: list[str]) -> str:

@@ -1,5 +1,6 @@
 """A pasted infotext restores every control; renamed files are found again."""
 
+import pytest
 from kloras import PAIR, tags
 from test_page_controls import HIRES_VALUES, PAIR_VALUES, VALUES
 
@@ -62,6 +63,40 @@ def test_send_to_img2img(page):
     assert page.is_on
     assert values(page) == {name: wanted[name] for name in wanted.keys() - HIRES_VALUES.keys()}
     assert not any(page.part(name).count() for name in HIRES_VALUES)
+
+
+def test_a_renamed_file_is_found_in_the_hires_prompt_too(page, host):
+    """Beside tags in the prompt, and alone."""
+    if host != "a1111":
+        pytest.skip("Forge's paste leaves the hires prompt empty, whatever is in it")
+    loras = page.webui.loras
+    hires = {"enable_hr": True, "hr_scale": 1, "denoising_strength": 0.5, "steps": 2}
+    (loras / "was_here.safetensors").write_bytes(
+        (loras / f"{PAIR[0]}.safetensors").read_bytes()[:-4] + b"1235"
+    )
+    page.webui.refresh_loras()
+    infotexts = [
+        page.webui.txt2img(prompt=prompt, hr_prompt=hr_prompt, **hires).infotexts[0]
+        for prompt, hr_prompt in (
+            (tags("was_here", PAIR[1]), "a dog <klora:was_here:0.5> <klora:sd15_other>"),
+            ("a cat", tags("was_here", PAIR[1])),
+        )
+    ]
+    (loras / "was_here.safetensors").rename(loras / "is_there.safetensors")
+    try:
+        page.webui.refresh_loras()
+        found = []
+        for infotext in infotexts:
+            page.paste(infotext)
+            hires_prompt = page.page.locator("#hires_prompt textarea")
+            found.append((page.prompt.input_value(), hires_prompt.input_value()))
+    finally:
+        (loras / "is_there.safetensors").unlink()
+        page.webui.refresh_loras()
+    assert found == [
+        (tags("is_there", PAIR[1]), "a dog <klora:is_there:0.5> <klora:sd15_other>"),
+        ("a cat", tags("is_there", PAIR[1])),
+    ]
 
 
 def test_renamed_files_are_found_by_their_hash(page):
