@@ -150,29 +150,18 @@ class A1111(CommonHost):
             net.te_multiplier, net.unet_multiplier = fusion.multipliers[role]
         if fusion.choice is None:
             self._fill(fusion, choice)
+        else:  # what the last generation ended with, and a script may call the model before us
+            self._flip(fusion, choice)
         self._put_into_list(fusion)
         for role in fusion.order:
             _show_embeddings(fusion.nets[role])
 
     def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
-        flipped = np.flatnonzero(fusion.choice != choice)
-        if not len(flipped):
-            return
-        if fusion.is_one and (choice == BOTH).any():
+        carriers = fusion.carriers
+        self._flip(fusion, choice)
+        if fusion.carriers is not carriers:
             self._remove_from_list()
-            self._fill(fusion, choice)
             self._put_into_list(fusion)
-            return
-        for i in flipped:
-            entries = fusion.layers[i]
-            for role in ROLES:
-                for key, module in entries[role].items():
-                    fusion.carriers[role].modules.pop(key, None)
-                    _invalidate(module)
-            for role, bit in BITS.items():
-                if choice[i] & bit:
-                    fusion.carriers[role].modules.update(entries[role])
-        fusion.choice = choice
 
     def detach(self) -> None:
         for net in self._remove_from_list():
@@ -192,6 +181,27 @@ class A1111(CommonHost):
         for carrier in ours:
             networks.loaded_networks.remove(carrier)
         return [net for carrier in ours for net in carrier.klora]
+
+    def _flip(self, fusion: _Fusion, choice: np.ndarray) -> None:
+        """Puts another choice into the carriers; into new ones where one is not enough any more."""
+        flipped = np.flatnonzero(fusion.choice != choice)
+        if not len(flipped):
+            return
+        if fusion.is_one and (choice == BOTH).any():
+            self._fill(fusion, choice)
+            return
+        models = [model.network_layer_mapping for model in _models()]
+        for i in flipped:
+            entries = fusion.layers[i]
+            for role in ROLES:
+                for key in entries[role]:
+                    fusion.carriers[role].modules.pop(key, None)
+                    for layers in models:
+                        _invalidate(layers.get(key))
+            for role, bit in BITS.items():
+                if choice[i] & bit:
+                    fusion.carriers[role].modules.update(entries[role])
+        fusion.choice = choice
 
     @staticmethod
     def _fill(fusion: _Fusion, choice: np.ndarray) -> None:
@@ -218,13 +228,19 @@ def _carrier(*nets: network.Network) -> network.Network:
     return carrier
 
 
-def _invalidate(module: Any) -> None:
+def _models() -> list[Any]:
+    """All models in memory: with more than one allowed the refiner is another than the
+    checkpoint, both apply the same networks, and each layer of either has its own record."""
+    models = sd_models.model_data.loaded_sd_models
+    return [model for model in models if hasattr(model, "network_layer_mapping")]
+
+
+def _invalidate(layer: Any) -> None:
     """Lets the host apply the networks again at the layer's next forward.
 
     Only a layer with a backup has anything applied; for one without, the host would take a changed
     record for lost weights and raise (networks.py, network_apply_weights).
     """
-    layer = module.sd_module
     if getattr(layer, "network_weights_backup", None) is not None:
         layer.network_current_names = _INVALID
 
