@@ -38,6 +38,14 @@ class Plan:
     def steps(self) -> int:
         return len(self.t) - 1
 
+    def is_like(self, other: Plan) -> bool:
+        """Whether it is the same choice of the same layers at the same progress."""
+        return (
+            (self.layers, self.method, self.gamma) == (other.layers, other.method, other.gamma)
+            and np.array_equal(self.t, other.t)
+            and np.array_equal(self.choice, other.choice)
+        )
+
     @cached_property
     def content(self) -> np.ndarray:
         """True where content is applied, alone or with style; bool, shape [steps + 1, layers]."""

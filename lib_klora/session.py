@@ -34,6 +34,7 @@ from .tag import CONTENT, ROLES, STYLE, Tag, TagPair, pair_tags, parse_tags
 log = get_log()
 
 _TAGS_WIN = "The prompt's <klora:…> tags are used, not the LoRAs named beside them."
+_HIRES_WITHOUT = "The first pass has K-LoRA, the hires pass has not."
 _FUSIONS_KEPT = 4
 """Fusions only point at files that are kept anyway; a hires pass may alternate between two."""
 
@@ -45,6 +46,7 @@ class Pass:
     Attributes:
         call: model calls so far; steps: N; calls_expected, sampler: see ``steps``.
         t0: progress at which the pass starts.
+        hires: whether it is a hires pass.
     """
 
     call: int
@@ -52,6 +54,30 @@ class Pass:
     calls_expected: int
     sampler: str
     t0: float
+    hires: bool = False
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """One kind of sampling pass of a generation.
+
+    Attributes:
+        names: of the content and the style LoRA.
+        pair, plan: what was chosen from, and how.
+        hires: whether it is a hires pass.
+    """
+
+    names: tuple[str, str]
+    pair: Pair
+    plan: Plan
+    hires: bool = False
+
+    def is_like(self, other: PassReport) -> bool:
+        """Whether a person would see the same: each image of a batch count has a pass of its
+        own."""
+        return (self.names, self.hires) == (other.names, other.hires) and self.plan.is_like(
+            other.plan
+        )
 
 
 @dataclass(eq=False)
@@ -59,15 +85,12 @@ class Report:
     """What one generation did, or a preview would do: what the page shows.
 
     Attributes:
-        names: of the content and the style LoRA.
-        pair: None if there is none, or it could not be made.
-        plans: one for each kind of sampling pass so far: the first, hires.
-        notes: sentences that were told; ``error`` is the one that means “without K-LoRA”.
+        passes: one for each kind of sampling pass so far.
+        notes: sentences that were told; ``error`` is the one that means “without K-LoRA”, at least
+            for one pass.
     """
 
-    names: tuple[str, str] = ("", "")
-    pair: Pair | None = None
-    plans: list[Plan] = field(default_factory=list)
+    passes: list[PassReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     error: str = ""
 
@@ -77,13 +100,18 @@ class _Active:
     """The K-LoRA that the host has now."""
 
     settings: Settings
+    names: tuple[str, str]
     pair: Pair
     scores: Scores | None
     fusion: Fusion
-    text_encoder: tuple | None
-    """What was added to the text encoder; None for nothing."""
+    text: tuple
+    """All that encoded text depends on: files with their text encoder weights, in order."""
+    t0: float
+    """Progress at which the pass starts, as far as it is known before its first step."""
     processing: Any
     """Weak reference to the generation."""
+    shown: PassReport | None = None
+    """What the report has of it."""
     plan_key: tuple | None = None
     plan: Plan | None = None
 
@@ -103,21 +131,25 @@ class Session:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._active: _Active | None = None
-        self._text_encoder: Any = object()  # unlike any value: what came before is not known
         self._model: Any = lambda: None
-        self._generation: Any = lambda: None
         self._reported: Any = lambda: None
         self._report = Report()
         self._loras: dict[tuple, HostLora] = {}
         self._pairs: dict[tuple, tuple[Pair, Scores | None, list[str]]] = {}
         self._fusions: dict[tuple, Fusion] = {}
         self._hashes: dict[tuple, str] = {}
+        self._in_use: dict[bool, set] = {False: set(), True: set()}
+        """Whether it is a hires pass → versions of the files of the latest such pass."""
         self.score_cache = ScoreCache(host.cache_folder())
 
     # -- what the host calls ----------------------------------------------------------------------
 
     def activate(
-        self, p: Any, tags: Sequence[Sequence[str]], settings: Settings | KLoraError
+        self,
+        p: Any,
+        tags: Sequence[Sequence[str]],
+        settings: Settings | KLoraError,
+        t0: float = 0.0,
     ) -> None:
         """The host activates the LoRAs of generation ``p``.
 
@@ -125,20 +157,19 @@ class Session:
             tags: the items of each of our tags, in order; empty if there are none.
             settings: with ``enabled`` if they are the accordion's, else the defaults for tags; or
                 the error that reading them gave.
+            t0: progress at which the pass starts.
         """
         active = None
         if self._reported() is not p:
             self._reported, self._report = weakref.ref(p), Report()
         try:
-            active = self._prepare(p, tags, settings)
+            active = self._prepare(p, tags, settings, t0)
         except KLoraError as error:
             self._tell(p, str(error))
         except Exception as error:
             self._tell_unexpected(p, error)
         self._active = active
         self.attach(p)
-        if self._active is active:
-            self._forget_conditions(p, active.text_encoder if active else None)
 
     def attach(self, p: Any) -> None:
         """Puts the active pair last among the host's LoRAs, or takes it out if ``p`` has none.
@@ -150,10 +181,9 @@ class Session:
             if active is None or active.processing() is not p:
                 self._host.detach()
             else:
-                self._host.attach(active.fusion, active.plan_for(1, 0.0).row(0))
+                self._host.attach(active.fusion, active.plan_for(1, active.t0).row(0))
         except Exception as error:
             self._give_up()
-            self._forget_conditions(p, None)
             self._tell_unexpected(p, error)
 
     def before_model_call(self, read_pass: Callable[[], Pass]) -> None:
@@ -164,21 +194,27 @@ class Session:
             return
         try:
             at = read_pass()
-            t0 = at.t0 if active.settings.progress == "continue" else 0.0
+            t0 = active.settings.start(at.t0)
             step = finished_steps(at.call, at.steps, at.calls_expected, at.sampler)
             plan = active.plan_for(at.steps, t0)
-            if not any(plan is known for known in self._report.plans):
-                self._report.plans.append(plan)
             self._host.select(active.fusion, plan.row(step))
+            self._show(active, plan, at.hires)
         except BaseException as error:
             self._give_up()
             if not isinstance(error, Exception):
                 raise
+            self._hide(active)
             self._tell_unexpected(active.processing(), error)
+
+    def text_state(self, p: Any) -> tuple | None:
+        """What encoded text depends on beside the prompt while generation ``p`` is prepared, as
+        values that can be compared; None without K-LoRA."""
+        active = self._active
+        return active.text if active is not None and active.processing() is p else None
 
     def detach(self) -> None:
         """Takes K-LoRA out of the host: before every generation, and when the page reloads."""
-        self._active = None
+        self._active, self._reported = None, lambda: None
         self._host.detach()
 
     def forget_other_models(self) -> None:
@@ -213,7 +249,7 @@ class Session:
                 "No LoRAs are given: choose a content and a style LoRA, or write two "
                 "<klora:NAME> tags."
             )
-        report = Report(names=(request.content.name, request.style.name))
+        report = Report()
         if tags and (settings.content or settings.style):
             report.notes.append(_TAGS_WIN)
         on_disk = {CONTENT: self._find(request.content), STYLE: self._find(request.style)}
@@ -222,15 +258,15 @@ class Session:
         self._model = weakref.ref(self._host.model())
         self._keep_only({entry.version for entry in on_disk.values()})
         _, pair, scores, notes = self._load(on_disk, settings, progress)
-        report.pair = pair
         report.notes += notes
-        report.plans.append(make_plan(pair, scores, settings, steps, t0))
+        plan = make_plan(pair, scores, settings, steps, t0)
+        report.passes.append(PassReport((request.content.name, request.style.name), pair, plan))
         return report, scores
 
     # -- request → pair → fusion ------------------------------------------------------------------
 
     def _prepare(
-        self, p: Any, tags: Sequence[Sequence[str]], settings: Settings | KLoraError
+        self, p: Any, tags: Sequence[Sequence[str]], settings: Settings | KLoraError, t0: float
     ) -> _Active | None:
         hires = getattr(p, "is_hr_pass", False)
         if not hires:
@@ -238,9 +274,11 @@ class Session:
                 p.extra_generation_params.pop(key, None)
         if isinstance(settings, KLoraError):
             raise settings
-        request = parse_tags(tags) or _named_pair(settings)
+        request = parse_tags(tags)
+        if request is None and not (hires and _has_tags(p)):  # a prompt's tags go first in all
+            request = _named_pair(settings)
         if request is None:
-            if settings.enabled and not hires and not _has_tags(p):
+            if settings.enabled and not _has_tags(p):
                 raise KLoraError(
                     "K-LoRA is switched on, but no LoRAs are given: write two <klora:NAME> tags, "
                     "or name a content and a style LoRA."
@@ -256,23 +294,23 @@ class Session:
         for note in notes:
             self._note(p, note)
         fusion = self._fuse(request, on_disk, loras, pair, settings)
+        te = settings.text_encoder
+        active = _Active(
+            settings,
+            (request.content.name, request.style.name),
+            pair,
+            scores,
+            fusion,
+            tuple((on_disk[tag.role].version, te and tag.te) for tag in request.in_order()),
+            settings.start(t0),
+            weakref.ref(p),
+        )
+        active.plan_for(1, 0.0)  # here, where what is wrong with a pair becomes a sentence
         if not hires or infotext.KEY not in p.extra_generation_params:
             written = replace(settings, content="", style="") if tags else settings
             p.extra_generation_params[infotext.KEY] = infotext.write(
                 written, (on_disk[CONTENT].short_hash, on_disk[STYLE].short_hash)
             )
-        text_encoder = tuple((on_disk[tag.role].version, tag.te) for tag in request.in_order())
-        active = _Active(
-            settings,
-            pair,
-            scores,
-            fusion,
-            text_encoder if settings.text_encoder else None,
-            weakref.ref(p),
-        )
-        active.plan_for(1, 0.0)  # here, where what is wrong with a pair becomes a sentence
-        self._report.names = request.content.name, request.style.name
-        self._report.pair = pair
         return active
 
     def _find(self, tag: Tag) -> OnDisk:
@@ -285,12 +323,12 @@ class Session:
         return entry
 
     def _evict(self, p: Any, wanted: set) -> None:
-        """A new generation keeps only its own files; a hires pass may have two pairs in turn."""
-        if self._generation() is p or getattr(p, "enable_hr", False):
-            self._generation = weakref.ref(p)
-            return
-        self._generation = weakref.ref(p)
-        self._keep_only(wanted)
+        """Keeps the files of the latest first pass and, as long as there are any, of the latest
+        hires pass, which may have a pair of its own."""
+        self._in_use[bool(getattr(p, "is_hr_pass", False))] = wanted
+        if not getattr(p, "enable_hr", False):
+            self._in_use[True] = set()
+        self._keep_only(self._in_use[False] | self._in_use[True])
 
     def _keep_only(self, wanted: set) -> None:
         for cache, versions in ((self._loras, 1), (self._pairs, 2), (self._fusions, 2)):
@@ -406,26 +444,35 @@ class Session:
         self._fusions.clear()
         self._host.abandon()
 
-    # -- text conditions and messages -------------------------------------------------------------
+    # -- report and messages ----------------------------------------------------------------------
 
-    def _forget_conditions(self, p: Any, text_encoder: tuple | None) -> None:
-        """Empties the host's caches of text conditions if they were made with another state of the
-        text encoder: the hosts' own key knows the prompt's tags, but not what else we depend on."""
-        if text_encoder == self._text_encoder:
+    def _show(self, active: _Active, plan: Plan, hires: bool) -> None:
+        """Puts the plan that is being followed into the report, once."""
+        if active.shown is not None and active.shown.plan is plan:
             return
-        self._text_encoder = text_encoder
-        for name in ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc"):
-            cache = getattr(p, name, None)
-            if cache:
-                cache[0] = None
+        new = active.shown = PassReport(active.names, active.pair, plan, hires)
+        if not any(new.is_like(known) for known in self._report.passes):
+            self._report.passes.append(new)
+
+    def _hide(self, active: _Active) -> None:
+        """Takes a pass that was not completed out of the report again."""
+        passes = self._report.passes
+        self._report.passes = [known for known in passes if known is not active.shown]
 
     def _tell(self, p: Any, sentence: str) -> None:
         """Shows an error in the page, the picture's parameters and the log."""
-        if p is not None:
-            p.extra_generation_params.pop(infotext.KEY, None)
-            p.extra_generation_params[infotext.ERROR_KEY] = sentence
         self._report.error = sentence
         self._note(p, sentence)
+        if p is None:
+            return
+        parameters = p.extra_generation_params
+        if getattr(p, "is_hr_pass", False) and any(not done.hires for done in self._report.passes):
+            # The first pass has what its parameter says.
+            self._note(p, _HIRES_WITHOUT)
+            parameters[infotext.ERROR_KEY] = f"{sentence} {_HIRES_WITHOUT}"
+        else:
+            parameters.pop(infotext.KEY, None)
+            parameters[infotext.ERROR_KEY] = sentence
 
     def _note(self, p: Any, sentence: str) -> None:
         """Shows a sentence in the page and, once a generation, in the log."""

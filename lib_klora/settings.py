@@ -256,6 +256,10 @@ class Settings:
                 "hires_alpha is 0, but S* wraps around at alpha: set it above 0, or S."
             )
 
+    def start(self, t0: float) -> float:
+        """Progress at which a pass starts that the host starts at ``t0``."""
+        return t0 if self.progress == "continue" else 0.0
+
     def for_hires(self) -> Settings:
         """These settings, as the hires pass uses them."""
         if self.hires == "as first pass":

@@ -70,7 +70,7 @@ def main() -> None:
             scores[way.name].append(score(made, content, style))
             if way in (K_LORA, K_LORA_STAR):
                 file = f"{content}-{style}-{way.settings.scale.replace('*', '-star')}.png"
-                plan, pair = report.plans[-1], report.pair
+                plan, pair = report.passes[-1].plan, report.passes[-1].pair
                 maps.append(Image.fromarray(selection_map(plan, pair)))
                 maps[-1].save(out / file)
                 maps_here.append((way.name, file, describe(plan, pair)))

@@ -181,7 +181,7 @@ def _about(playground: Playground, seeds: int, seconds: float) -> str:
     gammas = []
     for content, style in PAIRS:
         _, report = playground.generate(K_LORA.prompt(content, style), [0], K_LORA.settings, 1)
-        gammas.append(report.plans[-1].gamma)
+        gammas.append(report.passes[-1].plan.gamma)
     right = [
         max(judges.SUBJECTS, key=lambda s: judges.silhouette_iou(picture, s)) == content
         for content, style in PAIRS

@@ -40,6 +40,7 @@ SENTENCES = (
     # what was done
     "Subject “x”, style “y”.",
     "The prompt's <klora:…> tags are used, not the LoRAs named beside them.",
+    "The first pass has K-LoRA, the hires pass has not.",
     "2 layers of “x” (such as y) do not fit this model and are left out.",
     "2 layers of “x” (such as y) are of a type that K-LoRA cannot compare and are left out.",
     # what went wrong
@@ -262,6 +263,10 @@ TRANSLATIONS = {
     "The prompt's <klora:…> tags are used, not the LoRAs named beside them.": (
         "使用提示词中的 <klora:…> 标签，而非另外选择的 LoRA。",
         "別に選んだ LoRA ではなく、プロンプトの <klora:…> タグを使います。",
+    ),
+    "The first pass has K-LoRA, the hires pass has not.": (
+        "第一遍使用了 K-LoRA，高分辨率修复这一遍没有使用。",
+        "最初のパスには K-LoRA が使われ、高解像度補助のパスには使われていません。",
     ),
     "layers of": ("层属于", "層："),
     "(such as": ("（例如", "（例："),

@@ -90,8 +90,11 @@ def _plan(network: Any, request: PlanRequest) -> dict[str, Any]:
     named = {"content": request.content, "style": request.style}
     settings = from_fields({**request.settings, **named})
     with queue_lock, torch.no_grad():
-        report, scores = network.session.preview([], settings, request.steps, request.t0)
-    plan = report.plans[0]
+        # Nobody can interrupt it, and what the last generation's Interrupt left does not count.
+        report, scores = network.session.preview(
+            [], settings, request.steps, request.t0, progress=lambda done, total: None
+        )
+    plan, pair = report.passes[0].plan, report.passes[0].pair
     ratios = [math.inf] * len(plan.layers)
     if plan.gamma is not None:
         pairs = zip(scores.s_content, plan.gamma * scores.s_style, strict=True)
@@ -111,9 +114,9 @@ def _plan(network: Any, request: PlanRequest) -> dict[str, Any]:
             }
             for i, (name, ratio) in enumerate(zip(plan.layers, ratios, strict=True))
         ],
-        "unpaired": dict(report.pair.unpaired),
-        "summary": describe(plan, report.pair),
-        "warnings": [*report.notes, *report.pair.notes],
+        "unpaired": dict(pair.unpaired),
+        "summary": describe(plan, pair),
+        "warnings": [*report.notes, *pair.notes],
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from modules import extra_networks
+from modules import extra_networks, processing
 
 from .. import infotext
 from ..errors import KLoraError
@@ -14,7 +14,11 @@ from ..settings import Settings, from_args
 from .options import tag_defaults, tags_work_alone
 from .reading import Runs
 from .script import KLoraScript
-from .xyz import with_axes
+from .xyz import has_axes, with_axes
+
+_TEXT_STATE = "klora text state"
+"""Where the hosts' caches of encoded text see what K-LoRA adds to the text encoders: their key has
+the extra networks of the prompt (processing.py, cached_params). No network has this name."""
 
 
 class KLoraNetwork(extra_networks.ExtraNetwork):
@@ -39,7 +43,8 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
             settings: Settings | KLoraError = _settings_of(p, bool(tags))
         except KLoraError as error:
             settings = error
-        self.session.activate(p, tags, settings)
+        self.session.activate(p, tags, settings, start_of(p))
+        self._tell_caches(p)
 
     def deactivate(self, p: Any) -> None:
         """Nothing: the next activation begins with taking back, and the host may skip this call."""
@@ -72,9 +77,23 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
                 activate_lora(p, params_list)
             finally:
                 self.session.attach(p)
+                self._tell_caches(p)
 
         activate.klora = self
         lora.activate = activate
+
+    def _tell_caches(self, p: Any) -> None:
+        """For both passes, because the host may encode the hires prompt ahead of its pass. New
+        dictionaries, since the caches keep the old ones as their keys."""
+        state = self.session.text_state(p)
+        for name in ("extra_network_data", "hr_extra_network_data"):
+            data = getattr(p, name, None)
+            if data is None:
+                continue
+            data = {key: params for key, params in data.items() if key != _TEXT_STATE}
+            if state is not None:
+                data[_TEXT_STATE] = [extra_networks.ExtraNetworkParams([repr(state)])]
+            setattr(p, name, data)
 
 
 class UnavailableNetwork(extra_networks.ExtraNetwork):
@@ -82,12 +101,16 @@ class UnavailableNetwork(extra_networks.ExtraNetwork):
 
     def __init__(self, reason: str) -> None:
         super().__init__("klora")
-        self._sentence = f"K-LoRA is not available: {reason}."
+        self.sentence = f"K-LoRA is not available: {reason}."
 
     def activate(self, p: Any, params_list: list) -> None:
-        if params_list:
-            p.extra_generation_params[infotext.ERROR_KEY] = self._sentence
-            p.comment(self._sentence)
+        try:
+            wanted = bool(params_list) or _accordion_of(p, False).enabled
+        except KLoraError:
+            wanted = True
+        if wanted:
+            p.extra_generation_params[infotext.ERROR_KEY] = self.sentence
+            p.comment(self.sentence)
 
     def deactivate(self, p: Any) -> None:
         """Nothing was done."""
@@ -96,6 +119,14 @@ class UnavailableNetwork(extra_networks.ExtraNetwork):
 def _settings_of(p: Any, has_tags: bool) -> Settings:
     """The settings of a generation, for the pass that is being prepared."""
     settings = with_axes(p, _accordion_of(p, has_tags))
+    names = settings.content or settings.style
+    if has_axes(p) and not (
+        has_tags or names or settings.enabled or getattr(p, "is_hr_pass", False)
+    ):
+        raise KLoraError(
+            "The plot has an axis of K-LoRA, but no LoRAs are given: write two <klora:NAME> tags, "
+            "or name a content and a style LoRA."
+        )
     if has_tags and not settings.enabled and not tags_work_alone():
         raise KLoraError(
             "The prompt has <klora:…> tags, but the K-LoRA accordion is off, and Settings → K-LoRA "
@@ -119,3 +150,11 @@ def _accordion_of(p: Any, has_tags: bool) -> Settings:
     if script is None or script.args_from is None:
         return off
     return from_args(args[script.args_from : script.args_to], off)
+
+
+def start_of(p: Any) -> float:
+    """Progress at which the pass of ``p`` that is being prepared or sampled starts."""
+    img2img = isinstance(p, processing.StableDiffusionProcessingImg2Img)
+    if not (img2img or getattr(p, "is_hr_pass", False)) or p.denoising_strength is None:
+        return 0.0
+    return 1.0 - min(max(p.denoising_strength, 0.0), 1.0)

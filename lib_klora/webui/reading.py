@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +49,23 @@ class Runs:
 
 
 def to_html(report: Report) -> str:
-    """The sentences of a report and its map or maps."""
+    """The sentences of a report, and the map of each of its passes."""
     notes = [note for note in report.notes if note != report.error]
     parts = [_sentence(report.error, "klora-error")] if report.error else []
-    if report.pair is not None and not report.error:
-        content, style = report.names
-        parts.append(_sentence(f"Subject “{content}”, style “{style}”.", "klora-done"))
+    names = [done.names for done in report.passes]
+    if names:
+        parts.append(_pair_sentence(names[0]))
     parts += [_sentence(note, "klora-note") for note in notes]
-    if report.pair is not None and not report.error:
-        for i, plan in enumerate(report.plans):
-            words = ("Hires: " if i else "") + describe(plan, report.pair)
-            source = base64.b64encode(png(selection_map(plan, report.pair))).decode()
-            parts.append(_sentence(words, "klora-words"))
-            parts.append(
-                f'<img class="klora-map" alt="{html.escape(words, quote=True)}" '
-                f'src="data:image/png;base64,{source}">'
-            )
+    for i, done in enumerate(report.passes):
+        if i and names[i] != names[i - 1]:
+            parts.append(_pair_sentence(names[i]))
+        words = ("Hires: " if done.hires else "") + describe(done.plan, done.pair)
+        source = base64.b64encode(png(selection_map(done.plan, done.pair))).decode()
+        parts.append(_sentence(words, "klora-words"))
+        parts.append(
+            f'<img class="klora-map" alt="{html.escape(words, quote=True)}" '
+            f'src="data:image/png;base64,{source}">'
+        )
     return "".join(parts) or HINT
 
 
@@ -73,26 +74,45 @@ def error_html(sentence: str) -> str:
     return _sentence(sentence, "klora-error")
 
 
-def keep_maps(processed: Any, report: Report) -> None:
-    """Shows the maps of a generation among its images, or saves them beside the first of them, as
+def keep_maps(p: Any, processed: Any, report: Report) -> None:
+    """Shows the maps of a generation after its images, or saves them beside the first of them, as
     the Settings page says."""
     append, save = (getattr(shared.opts, f"klora_{do}_map", False) for do in ("append", "save"))
-    if report.pair is None or report.error or not (append or save):
+    if _is_within_script(p):
+        append = False
+    images, first = processed.images, processed.index_of_first_image
+    if first >= len(images):
         return
-    for i, plan in enumerate(report.plans):
-        picture = Image.fromarray(selection_map(plan, report.pair))
-        saved = getattr(processed.images[0], "already_saved_as", None) if processed.images else None
+    saved = getattr(images[first], "already_saved_as", None)
+    stems: Counter[str] = Counter()
+    for done in report.passes:
+        picture = Image.fromarray(selection_map(done.plan, done.pair))
         if saved and save:
             path = Path(saved)
-            picture.save(path.with_name(f"{path.stem}-klora{'-hires' if i else ''}.png"))
+            stem = f"{path.stem}-klora{'-hires' if done.hires else ''}"
+            stems[stem] += 1
+            number = f"-{stems[stem]}" if stems[stem] > 1 else ""
+            picture.save(path.with_name(f"{stem}{number}.png"))
         if append:
-            processed.images.append(picture)
-            processed.infotexts.append(describe(plan, report.pair))
+            images.append(picture)
+            # What the host's Save button asks of every picture, its seed for one.
+            processed.infotexts.append(processed.infotexts[first])
+
+
+def _is_within_script(p: Any) -> bool:
+    """Whether a script of the page's list (SD upscale, prompt matrix …) is running: it takes every
+    image of its generations for one that it has asked for. The first argument is its number."""
+    args = getattr(p, "script_args", None)
+    return bool(args and args[0])
 
 
 def notes_html(notes: list[str]) -> str:
     """Warnings of the page itself; the hint if there are none."""
     return "".join(_sentence(note, "klora-note") for note in notes) or HINT
+
+
+def _pair_sentence(names: tuple[str, str]) -> str:
+    return _sentence(f"Subject “{names[0]}”, style “{names[1]}”.", "klora-done")
 
 
 def _sentence(text: str, kind: str) -> str:

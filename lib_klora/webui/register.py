@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from modules import extra_networks, processing, script_callbacks
+from modules import extra_networks, script_callbacks
 
 from ..errors import get_log
 from ..hosts import find_host
 from ..session import Pass
 from .api import add_api
-from .extra_network import KLoraNetwork, UnavailableNetwork
+from .extra_network import KLoraNetwork, UnavailableNetwork, start_of
 from .options import add_options
 from .pasting import find_renamed
 from .xyz import add_axes
@@ -50,12 +50,11 @@ def _pass_of(denoiser) -> Pass:
     """Where a sampling pass stands. The hosts make a new denoiser for every pass; its ``step``
     counts model calls, ``steps`` are the steps of this pass."""
     p = denoiser.p
-    starts_later = isinstance(p, processing.StableDiffusionProcessingImg2Img) or p.is_hr_pass
-    strength = p.denoising_strength if starts_later else 1.0
     return Pass(
         call=denoiser.step,
         steps=denoiser.steps,
         calls_expected=denoiser.total_steps,
         sampler=getattr(getattr(denoiser.sampler, "config", None), "name", ""),
-        t0=1.0 - (1.0 if strength is None else min(max(strength, 0.0), 1.0)),
+        t0=start_of(p),
+        hires=bool(getattr(p, "is_hr_pass", False)),
     )

@@ -12,7 +12,7 @@ from ..settings import BY_NAME, FIELDS, Field, default_beta
 from ..texts import ADVANCED, DEFAULTS, PREVIEW
 from . import pasting, preview
 from .controls import LORAS, UNLISTED, control, lora_choices, shown
-from .reading import HINT, keep_maps, notes_html
+from .reading import HINT, error_html, keep_maps, notes_html
 
 _PAIR = (*LORAS, "content_weight", "style_weight")
 _SCHEDULE = ("scale", "alpha", "beta")
@@ -47,7 +47,9 @@ class KLoraScript(scripts.Script):
             with gr.Row(elem_classes=["klora-buttons"]):
                 preview_button = gr.Button(PREVIEW, elem_id=self.elem_id("preview"))
                 defaults_button = gr.Button(DEFAULTS, elem_id=self.elem_id("defaults"))
-            report = gr.HTML(HINT, elem_id=self.elem_id("report"), elem_classes=["klora-report"])
+            report = gr.HTML(
+                _first_words(), elem_id=self.elem_id("report"), elem_classes=["klora-report"]
+            )
             with gr.Accordion(ADVANCED, open=False, elem_id=self.elem_id("advanced")):
                 for field in FIELDS:
                     if field.name not in components:
@@ -141,9 +143,9 @@ class KLoraScript(scripts.Script):
         """Keeps what was done, for the page to ask for."""
         network = _extra_network()
         report = network.session.report(p) if network is not None else None
-        if report is not None and (report.pair is not None or report.error):
+        if report is not None and (report.passes or report.error):
             network.runs.add(shared.state.job_timestamp, report)
-            keep_maps(processed, report)
+            keep_maps(p, processed, report)
 
 
 def _extra_network():
@@ -152,6 +154,14 @@ def _extra_network():
 
     network = extra_networks.extra_network_registry.get("klora")
     return network if hasattr(network, "session") else None
+
+
+def _first_words() -> str:
+    """What the page says before anything was generated: where K-LoRA cannot work, why."""
+    from modules import extra_networks
+
+    sentence = getattr(extra_networks.extra_network_registry.get("klora"), "sentence", "")
+    return error_html(sentence) if sentence else HINT
 
 
 def _lora_names() -> list[str]:

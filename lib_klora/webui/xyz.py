@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modules import scripts
+from modules import scripts, shared
 
 from ..errors import KLoraError
 from ..settings import BY_NAME, Field, Settings, checked, default_beta
@@ -27,6 +27,11 @@ def add_axes(host: Any) -> None:
             for name in AXES:
                 data.module.axis_options.append(_axis(data.module, BY_NAME[name], host))
             return
+
+
+def has_axes(p: Any) -> bool:
+    """Whether the generation is a cell of a plot with one of our axes."""
+    return bool(getattr(p, _ATTRIBUTE, None))
 
 
 def with_axes(p: Any, settings: Settings) -> Settings:
@@ -75,7 +80,8 @@ def _axis(xyz: Any, field: Field, host: Any) -> Any:
 def _check_pair(p: Any, field: Field, values: list, host: Any) -> None:
     if field.name not in _OF_PAIR:
         return
-    if "<klora:" in str(p.prompt):
+    prompt = shared.prompt_styles.apply_styles_to_prompt(str(p.prompt), p.styles or [])
+    if "<klora:" in prompt:
         raise KLoraError(
             f"the axis {field.label} has no effect beside <klora:…> tags: take them out of the "
             f"prompt, or plot with Prompt S/R."

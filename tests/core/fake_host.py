@@ -46,6 +46,7 @@ class FakeHost:
     attached: FakeFusion | None = None
     applied: dict[str, str] = field(default_factory=dict)
     rebuilt: list[int] = field(default_factory=list)
+    began_with: list[np.ndarray] = field(default_factory=list)
     fails_in: str | None = None
     error: type[BaseException] = RuntimeError
 
@@ -107,6 +108,7 @@ class FakeHost:
 
     def attach(self, fusion: FakeFusion, choice: np.ndarray) -> None:
         self.attached = fusion
+        self.began_with.append(choice)
         self._record("attach", fusion)
         if set(self.applied) != {*fusion.layers, *fusion.unpaired}:
             self.applied = {**self._roles(fusion, choice), **fusion.unpaired}
@@ -140,13 +142,7 @@ class FakeHost:
 
 
 class Processing:
-    """What the session uses of a generation. The caches of text conditions are the class's own, as
-    in both hosts, and hold [what they were made with, the conditions]."""
-
-    cached_c: list
-    cached_uc: list
-    cached_hr_c: list
-    cached_hr_uc: list
+    """What the session uses of a generation."""
 
     def __init__(self, **attributes) -> None:
         self.comments: dict[str, int] = {}
@@ -157,15 +153,3 @@ class Processing:
 
     def comment(self, text: str) -> None:
         self.comments[text] = 1
-
-    @classmethod
-    def fill_caches(cls) -> None:
-        for name in ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc"):
-            setattr(cls, name, [("prompt",), "conditions"])
-
-    @classmethod
-    def caches_are_kept(cls) -> bool:
-        caches = (cls.cached_c, cls.cached_uc, cls.cached_hr_c, cls.cached_hr_uc)
-        kept = {cache[0] is not None for cache in caches}
-        assert len(kept) == 1, "some caches were emptied and some were not"
-        return kept.pop()

@@ -98,10 +98,10 @@ def test_each_layer_is_bit_for_bit_as_the_winner_alone_makes_it(host, scale):
     before = weights(host)
     alone = {name: under(host, (name, 1.0)) for name in ("content", "style")}
     seen, report = run(host, Settings(scale=scale))
-    plan = report.plans[-1]
+    plan, pair = report.passes[-1].plan, report.passes[-1].pair
     assert 0 < plan.content.mean() < 1, "one LoRA has it all: the test would show little"
     for call, now in enumerate(seen):
-        for name, content in zip(report.pair.paired, plan.content[call], strict=True):
+        for name, content in zip(pair.paired, plan.content[call], strict=True):
             path = next(p for p in LAYERS if p.replace(".", "_") == common_path(name.name))
             winner = alone["content" if content else "style"]
             assert torch.equal(now[f"{path}.weight"], winner[f"{path}.weight"])
@@ -146,7 +146,7 @@ def test_only_what_flips_is_written(host, monkeypatch):
         written.clear()
         session.before_model_call(partial(Pass, call, STEPS, STEPS, "DDIM", 0.0))
         counts.append(len(written))
-    content = session.report(p).plans[-1].content
+    content = session.report(p).passes[-1].plan.content
     flips = (content[1:STEPS] != content[: STEPS - 1]).sum(1)
     assert counts[1:] == list(flips)
     assert sum(flips) > 0

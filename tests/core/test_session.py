@@ -47,7 +47,6 @@ def host(folder):
 
 @pytest.fixture
 def session(host):
-    Processing.fill_caches()
     return Session(host)
 
 
@@ -204,6 +203,56 @@ class TestPasses:
         assert host.count("load") == 3
         assert host.count("fuse") == 2
 
+    def test_files_of_earlier_generations_are_let_go_with_hires_too(self, session, folder):
+        """One pair for the first pass and one for the hires pass, however many there were."""
+        for i in range(5):
+            for name in ("cat", "ink"):
+                save_file(linears(PREFIXES, seed=50 + i), folder / f"{name}{i}.safetensors")
+        for i in range(5):
+            p = Processing(enable_hr=True)
+            session.activate(p, [[f"cat{i}"], [f"ink{i}"]], OFF)
+            p.is_hr_pass = True
+            session.activate(p, [[f"cat{i}"], ["oil"]], OFF)
+            assert len(session._loras) <= 4
+            assert len(session._pairs) <= 2
+        generate(session)
+        assert len(session._loras) == 2
+
+    def test_hires_again_reads_no_file_again(self, session, host):
+        for _ in range(2):
+            p = Processing(enable_hr=True)
+            for hires, style in ((False, "ink"), (True, "oil")):
+                p.is_hr_pass = hires
+                session.activate(p, [["cat"], [style]], OFF)
+        assert host.count("load") == 3
+
+    def test_named_loras_stay_out_of_a_hires_pass_where_the_prompt_has_tags(self, session, host):
+        named = Settings(content="cat", style="oil")
+        p = Processing(enable_hr=True, extra_network_data={"klora": TAGS})
+        session.activate(p, TAGS, named)
+        p.is_hr_pass = True
+        session.activate(p, [], named)
+        session.before_model_call(call(0))
+        assert host.attached is None
+        assert infotext.ERROR_KEY not in p.extra_generation_params
+
+    def test_named_loras_go_on_in_a_hires_pass_without_tags(self, session, host):
+        named = Settings(content="cat", style="oil")
+        p = Processing(enable_hr=True, extra_network_data={}, hr_extra_network_data={})
+        session.activate(p, [], named)
+        p.is_hr_pass = True
+        session.activate(p, [], named)
+        assert host.attached.tags.style.name == "oil"
+
+    def test_the_host_begins_with_the_choice_of_the_passes_start(self, session, host, folder):
+        # A script may call the model before the first step.
+        generate(session)
+        settings = Settings(enabled=False, alpha=3)
+        wanted = plan_of(folder, settings, steps=1, t0=0.6).row(0)
+        session.activate(Processing(), TAGS, settings, 0.6)
+        assert host.began_with[-1].tolist() == wanted.tolist()
+        assert wanted.tolist() != plan_of(folder, settings, steps=1).row(0).tolist()
+
     def test_hires_without_tags_runs_without(self, session, host):
         p = Processing(enable_hr=True)
         session.activate(p, TAGS, OFF)
@@ -333,6 +382,90 @@ class TestBetweenGenerations:
         assert infotext.KEY in p.extra_generation_params
 
 
+class TestReport:
+    """What the page shows of a generation: one entry for each kind of pass."""
+
+    def passes(self, session, p):
+        return [(done.hires, done.plan.steps) for done in session.report(p).passes]
+
+    def test_a_batch_count_is_one_pass(self, session):
+        p = Processing()
+        for _ in range(3):
+            session.activate(p, TAGS, OFF)
+            for i in range(4):
+                session.before_model_call(call(i))
+        assert self.passes(session, p) == [(False, 4)]
+
+    def test_another_pair_in_the_next_batch_is_another(self, session):
+        p = Processing()
+        for style in ("ink", "oil", "ink"):
+            session.activate(p, [["cat"], [style]], OFF)
+            session.before_model_call(call(0))
+        assert [done.names for done in session.report(p).passes] == [("cat", "ink"), ("cat", "oil")]
+
+    def test_the_hires_pass_is_told_apart(self, session):
+        p = Processing(enable_hr=True)
+        for hires in (False, True):
+            p.is_hr_pass = hires
+            session.activate(p, TAGS, OFF)
+            session.before_model_call(partial(Pass, 0, 4, 4, "Euler", 0.0, hires))
+        assert self.passes(session, p) == [(False, 4), (True, 4)]
+
+    def test_the_next_generation_of_the_same_object_begins_anew(self, session):
+        # Loopback and the img2img batch run one object several times.
+        p = generate(session)
+        generate(session, p=p, steps=7)
+        assert self.passes(session, p) == [(False, 7)]
+
+    def test_an_error_in_one_batch_leaves_the_others(self, session):
+        p = Processing()
+        session.activate(p, [["cat"], ["nowhere"]], OFF)
+        session.activate(p, TAGS, OFF)
+        session.before_model_call(call(0))
+        assert "nowhere" in session.report(p).error
+        assert self.passes(session, p) == [(False, 4)]
+
+    def test_a_pass_that_fails_is_no_pass(self, session, host):
+        p = Processing()
+        session.activate(p, TAGS, OFF)
+        session.before_model_call(call(0))
+        host.fails_in = "select"
+        session.before_model_call(call(1))
+        assert session.report(p).error
+        assert self.passes(session, p) == []
+
+
+class TestErrorInTheHiresPass:
+    @pytest.fixture
+    def p(self, session):
+        p = Processing(enable_hr=True)
+        session.activate(p, TAGS, OFF)
+        session.before_model_call(call(0))
+        p.is_hr_pass = True
+        return p
+
+    def test_the_first_passs_parameter_stays(self, session, p):
+        before = p.extra_generation_params[infotext.KEY]
+        session.activate(p, [["cat"]], OFF)
+        assert p.extra_generation_params[infotext.KEY] == before
+        error = p.extra_generation_params[infotext.ERROR_KEY]
+        assert error.endswith("The first pass has K-LoRA, the hires pass has not.")
+        assert any("hires pass has not" in comment for comment in p.comments)
+
+    def test_also_if_it_fails_between_two_steps(self, session, host, p):
+        session.activate(p, TAGS, OFF)
+        host.fails_in = "select"
+        session.before_model_call(call(0))
+        assert infotext.KEY in p.extra_generation_params
+        assert "hires pass has not" in p.extra_generation_params[infotext.ERROR_KEY]
+
+    def test_without_a_first_pass_it_is_as_in_one(self, session):
+        p = Processing(enable_hr=True, is_hr_pass=True)
+        session.activate(p, [["cat"]], OFF)
+        assert infotext.KEY not in p.extra_generation_params
+        assert "first pass" not in p.extra_generation_params[infotext.ERROR_KEY]
+
+
 def len2(entry):
     return len(entry) > 1
 
@@ -349,67 +482,53 @@ STATES = {
 }
 
 
-class TestTextConditions:
-    """The hosts' caches are emptied exactly when the text encoder's state changes."""
+class TestTextState:
+    """What the hosts' caches of encoded text are told is the same exactly when the text encoders
+    are."""
 
-    def kept(self, session, state) -> bool:
-        Processing.fill_caches()
-        generate(session, *STATES[state])
-        return Processing.caches_are_kept()
+    def state(self, session, tags, settings):
+        p = generate(session, tags, settings)
+        return session.text_state(p)
 
-    def test_first_generation_trusts_nothing(self, session):
-        assert not self.kept(session, "none")
+    @pytest.mark.parametrize("before", STATES)
+    @pytest.mark.parametrize("after", STATES)
+    def test_it_tells_every_two_states_apart(self, session, before, after):
+        nothing = {"none", "error"}
+        same = before == after or {before, after} <= nothing
+        states = [self.state(session, *STATES[name]) for name in (before, after)]
+        assert (states[0] == states[1]) is same
+        assert (repr(states[0]) == repr(states[1])) is same
 
-    @pytest.mark.parametrize(
-        ("before", "after", "kept"),
-        [
-            ("pair", "pair", True),
-            ("none", "none", True),
-            ("none", "error", True),
-            ("none", "without te", True),
-            ("error", "none", True),
-            ("without te", "error", True),
-            ("none", "pair", False),
-            ("pair", "none", False),
-            ("pair", "error", False),
-            ("pair", "other te weight", False),
-            ("pair", "other file", False),
-            ("pair", "other order", False),
-            ("pair", "without te", False),
-            ("without te", "pair", False),
-            ("error", "pair", False),
-        ],
-    )
-    def test_change_of_state(self, session, before, after, kept):
-        self.kept(session, before)
-        assert self.kept(session, after) is kept
+    @pytest.mark.parametrize("name", ["none", "error"])
+    def test_nothing_is_none(self, session, name):
+        assert self.state(session, *STATES[name]) is None
+
+    def test_a_file_that_was_replaced(self, session, folder):
+        before = self.state(session, TAGS, OFF)
+        path = folder / "cat.safetensors"
+        os.utime(path, ns=(1, path.stat().st_mtime_ns + 10**9))
+        assert self.state(session, TAGS, OFF) != before
 
     @pytest.mark.parametrize(
         "settings", [{"alpha": 3}, {"scale": "none"}, {"layers": "all"}, {"unpaired": "drop"}]
     )
-    def test_what_the_text_encoder_does_not_see_keeps_them(self, session, settings):
-        self.kept(session, "pair")
-        Processing.fill_caches()
-        generate(session, settings=Settings(enabled=False, **settings))
-        assert Processing.caches_are_kept()
+    def test_what_the_text_encoder_does_not_see(self, session, settings):
+        before = self.state(session, TAGS, OFF)
+        assert self.state(session, TAGS, Settings(enabled=False, **settings)) == before
 
-    def test_unet_weight_keeps_them(self, session):
-        self.kept(session, "pair")
-        Processing.fill_caches()
-        generate(session, tags=[["cat", "1", "0.3"], ["ink", "unet=2"]])
-        assert Processing.caches_are_kept()
+    def test_unet_weight(self, session):
+        before = self.state(session, TAGS, OFF)
+        assert self.state(session, [["cat", "1", "0.3"], ["ink", "unet=2"]], OFF) == before
 
-    def test_second_batch_keeps_the_firsts(self, session):
+    def test_another_generation_has_none_of_it(self, session):
         p = generate(session)
-        Processing.fill_caches()
-        session.activate(p, TAGS, OFF)
-        assert Processing.caches_are_kept()
+        assert session.text_state(p) is not None
+        assert session.text_state(Processing()) is None
 
     def test_failed_attach_does_not_pass_for_the_pairs_state(self, session, host):
         host.fails_in = "attach"
-        self.kept(session, "pair")
-        host.fails_in = None
-        assert not self.kept(session, "pair")
+        p = generate(session)
+        assert session.text_state(p) is None
 
 
 def nan_file():
@@ -715,7 +834,7 @@ class TestMethods:
         report, scores = session.preview(TAGS, of(method), 4)
         assert host.count("show_progress") == 0
         assert scores is None
-        assert report.plans[0].gamma is None
+        assert report.passes[0].plan.gamma is None
 
     @pytest.mark.parametrize("role_last", ["content", "style"])
     def test_both_are_applied_in_the_order_of_the_tags(self, session, host, role_last):

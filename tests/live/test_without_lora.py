@@ -13,7 +13,11 @@ def test_it_says_what_is_missing(webui, host):
         assert result.sha == base.sha
         assert "K-LoRA error: " in result.infotexts[0]
         assert "Lora extension" in result.infotexts[0]
-        assert webui.txt2img(alwayson_scripts=script(alpha=1)).sha == base.sha
+        for fields in (dict(zip(("content", "style"), PAIR, strict=True)), {"alpha": "x"}):
+            result = webui.txt2img(alwayson_scripts=script(**fields))
+            assert result.sha == base.sha
+            assert "K-LoRA error: " in result.infotexts[0]
+        assert "K-LoRA" not in webui.txt2img(alwayson_scripts=script(enabled=False)).infotexts[0]
         assert "[K-LoRA] K-LoRA is not available: " in webui.log_since()
     finally:
         del webui.settings["disabled_extensions"]
