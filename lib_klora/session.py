@@ -35,6 +35,7 @@ log = get_log()
 
 _TAGS_WIN = "The prompt's <klora:…> tags are used, not the LoRAs named beside them."
 _HIRES_WITHOUT = "The first pass has K-LoRA, the hires pass has not."
+_REPORTS_KEPT = 4
 _FUSIONS_KEPT = 4
 """Fusions only point at files that are kept anyway; a hires pass may alternate between two."""
 
@@ -132,14 +133,15 @@ class Session:
         self._host = host
         self._active: _Active | None = None
         self._model: Any = lambda: None
-        self._reported: Any = lambda: None
         self._report = Report()
+        self._reports: list[tuple[weakref.ref, Report]] = []
+        """Of the latest generations: one may run within another."""
         self._loras: dict[tuple, HostLora] = {}
         self._pairs: dict[tuple, tuple[Pair, Scores | None, list[str]]] = {}
         self._fusions: dict[tuple, Fusion] = {}
         self._hashes: dict[tuple, str] = {}
-        self._in_use: dict[bool, set] = {False: set(), True: set()}
-        """Whether it is a hires pass → versions of the files of the latest such pass."""
+        self._in_use: list[set] = []
+        """Versions of the files of the latest pairs, the last one at the end."""
         self.score_cache = ScoreCache(host.cache_folder())
 
     # -- what the host calls ----------------------------------------------------------------------
@@ -160,8 +162,7 @@ class Session:
             t0: progress at which the pass starts.
         """
         active = None
-        if self._reported() is not p:
-            self._reported, self._report = weakref.ref(p), Report()
+        self._report = self._report_of(p)
         try:
             active = self._prepare(p, tags, settings, t0)
         except KLoraError as error:
@@ -212,9 +213,14 @@ class Session:
         active = self._active
         return active.text if active is not None and active.processing() is p else None
 
+    def begin(self, p: Any) -> None:
+        """Generation ``p`` begins: what an earlier one has left is taken back."""
+        self._reports = [entry for entry in self._reports if entry[0]() is not p]
+        self.detach()
+
     def detach(self) -> None:
         """Takes K-LoRA out of the host: before every generation, and when the page reloads."""
-        self._active, self._reported = None, lambda: None
+        self._active = None
         self._host.detach()
 
     def forget_other_models(self) -> None:
@@ -226,8 +232,8 @@ class Session:
     # -- what the page asks ------------------------------------------------------------------------
 
     def report(self, p: Any) -> Report | None:
-        """What has been done for generation ``p``; None if another one came after it."""
-        return self._report if self._reported() is p else None
+        """What has been done for generation ``p``; None if that was long ago."""
+        return next((report for of, report in self._reports if of() is p), None)
 
     def preview(
         self,
@@ -323,12 +329,11 @@ class Session:
         return entry
 
     def _evict(self, p: Any, wanted: set) -> None:
-        """Keeps the files of the latest first pass and, as long as there are any, of the latest
-        hires pass, which may have a pair of its own."""
-        self._in_use[bool(getattr(p, "is_hr_pass", False))] = wanted
-        if not getattr(p, "enable_hr", False):
-            self._in_use[True] = set()
-        self._keep_only(self._in_use[False] | self._in_use[True])
+        """Keeps the files of the latest pair; of the latest two where there is a hires pass, which
+        may have its own, because the hosts prepare both passes in turn."""
+        kept = 2 if getattr(p, "enable_hr", False) else 1
+        self._in_use = [*(files for files in self._in_use if files != wanted), wanted][-kept:]
+        self._keep_only(set().union(*self._in_use))
 
     def _keep_only(self, wanted: set) -> None:
         for cache, versions in ((self._loras, 1), (self._pairs, 2), (self._fusions, 2)):
@@ -445,6 +450,13 @@ class Session:
         self._host.abandon()
 
     # -- report and messages ----------------------------------------------------------------------
+
+    def _report_of(self, p: Any) -> Report:
+        report = self.report(p)
+        if report is None:
+            report = Report()
+            self._reports = [*self._reports, (weakref.ref(p), report)][-_REPORTS_KEPT:]
+        return report
 
     def _show(self, active: _Active, plan: Plan, hires: bool) -> None:
         """Puts the plan that is being followed into the report, once."""

@@ -49,8 +49,8 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
     def deactivate(self, p: Any) -> None:
         """Nothing: the next activation begins with taking back, and the host may skip this call."""
 
-    def detach(self) -> None:
-        self.session.detach()
+    def begin(self, p: Any) -> None:
+        self.session.begin(p)
 
     def lora_names(self) -> list[str]:
         return self.host.lora_names()

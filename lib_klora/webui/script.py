@@ -137,7 +137,7 @@ class KLoraScript(scripts.Script):
         activate extra networks (``p.disable_extra_networks``)."""
         network = _extra_network()
         if network is not None:
-            network.detach()
+            network.begin(p)
 
     def postprocess(self, p, processed, *args) -> None:
         """Keeps what was done, for the page to ask for."""

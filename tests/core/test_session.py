@@ -57,7 +57,7 @@ def call(i, steps=4, t0=0.0, sampler="Euler", expected=None) -> Callable[[], Pas
 def generate(session, tags=TAGS, settings=OFF, p=None, steps=4) -> Processing:
     """One txt2img as the hosts run it: take back, activate, a model call a step."""
     p = p or Processing()
-    session.detach()
+    session.begin(p)
     session.activate(p, tags, settings)
     for i in range(steps):
         session.before_model_call(call(i, steps))
@@ -416,6 +416,20 @@ class TestReport:
         p = generate(session)
         generate(session, p=p, steps=7)
         assert self.passes(session, p) == [(False, 7)]
+
+    def test_a_generation_within_another_has_its_own(self, session):
+        # A detailer works on each finished picture.
+        outer, inner = Processing(), Processing()
+        for p, tags in ((outer, TAGS), (inner, [["cat"], ["oil"]])):
+            session.activate(p, tags, OFF)
+            session.before_model_call(call(0))
+        assert [done.names for done in session.report(outer).passes] == [("cat", "ink")]
+        assert [done.names for done in session.report(inner).passes] == [("cat", "oil")]
+
+    def test_few_are_kept(self, session):
+        kept = [generate(session) for _ in range(6)]
+        assert session.report(kept[0]) is None
+        assert session.report(kept[-1]) is not None
 
     def test_an_error_in_one_batch_leaves_the_others(self, session):
         p = Processing()

@@ -174,6 +174,14 @@ def test_there_is_one_map_for_each_kind_of_pass(webui):
             assert set(result.infotexts[images:]) == {result.infotexts[0]}
 
 
+def test_the_map_is_there_after_a_detailers_picture_too(webui):
+    with options(webui, klora_append_map=True):
+        webui.next(nested={"prompt": "a face", "scripts": None})
+        result = webui.txt2img(prompt=tags(*PAIR), steps=2)
+    assert any(call["nested"] for call in webui.last())
+    assert len(result.images) == 2
+
+
 def test_saved_maps_have_the_names_of_their_pictures(webui):
     def made(**fields):
         before = set(webui.data.rglob("*-klora*.png"))
