@@ -186,14 +186,19 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             origin = settings.gamma if METHODS[plan.method].uses_gamma else plan.method
             print(f"γ        {plan.gamma:.6g} ({origin})")
         print()
-        print("step  progress  content #, style ., both +")
-        shares = zip(plot.content_share(plan), plot.style_share(plan), strict=True)
-        for step, (content, style) in enumerate(shares):
-            bar = "#" * round(40 * (1 - style))
-            bar = f"{bar:+<{round(40 * content)}}"
-            print(f"{step + 1:4}  {plan.t[step]:8.3f}  {bar:.<40} {100 * content:3.0f} %")
-        print()
+        if plan.layers:
+            _print_steps(plan)
+            print()
         print(plot.describe(plan, pair))
+
+
+def _print_steps(plan: Plan) -> None:
+    print("step  progress  content #, style ., both +")
+    shares = zip(plot.content_share(plan), plot.style_share(plan), strict=True)
+    for step, (content, style) in enumerate(shares):
+        bar = "#" * round(40 * (1 - style))
+        bar = f"{bar:+<{round(40 * content)}}"
+        print(f"{step + 1:4}  {plan.t[step]:8.3f}  {bar:.<40} {100 * content:3.0f} %")
 
 
 def _plan_record(pair: Pair, scores: Scores | None, plan: Plan) -> dict[str, Any]:

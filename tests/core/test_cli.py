@@ -135,6 +135,17 @@ def test_bars_of_content_both_and_style(files, capsys):
         assert re.findall(r"[#+.]{40}", capsys.readouterr().out) == bars
 
 
+def test_no_layer_in_common_has_no_bars(tmp_path, capsys):
+    """Two B-LoRAs of different blocks: neither has a share of a step."""
+    content = lora(tmp_path / "c.safetensors", names=[BLOCK.format(0, x) for x in "qk"])
+    style = lora(tmp_path / "s.safetensors", names=[BLOCK.format(1, x) for x in "qk"])
+    assert main(["plan", str(content), str(style)]) == 0
+    out = capsys.readouterr().out
+    assert "paired   0 layers\n" in out
+    assert "%" not in out
+    assert "no layer is in both files; 2 layers only in the content file" in out
+
+
 def test_json_to_standard_output_is_nothing_but_json(files, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     call = ["plan", *files, "--json", "-", "--cache", str(tmp_path / "file" / "x")]
@@ -458,6 +469,17 @@ def test_strip_below_has_both_between_content_and_style():
     assert pixels(strip[:, left + 10], plot.COLOURS["both"]).all()
     for role, rows in (("style", (0, 10)), ("both", (10, 30)), ("content", (30, 40))):
         assert pixels(strip[slice(*rows), left + 330], plot.COLOURS[role]).all()
+
+
+def test_no_layer_in_common_has_no_strip_below():
+    pair = Pair((), {"middle_block_1_a": "content", "middle_block_1_b": "style"}, ())
+    picture = plot.selection_map(
+        Plan((), np.empty((3, 0), np.uint8), progress(2), 1.0, "K-LoRA"), pair
+    )
+    above_the_legend = picture[: -2 * 10 - plot._GAP]
+    for role in ("content", "style"):
+        assert pixels(picture, plot._lighter(plot.COLOURS[role])).any()
+        assert not pixels(above_the_legend, plot.COLOURS[role]).any()
 
 
 def test_both_is_in_the_legend_only_where_it_is_in_the_map():
