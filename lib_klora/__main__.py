@@ -60,10 +60,10 @@ _CONTEXT = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SD
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console without Greek letters
+    options = parser.parse_args(arguments)
     try:
         with _log_on_stderr():
             options.run(options, parser)
@@ -360,7 +360,7 @@ def _count(number: int, thing: str) -> str:
 
 
 def _write_json(path: str, record: dict[str, Any]) -> None:
-    text = json.dumps(record, ensure_ascii=False, indent=1)
+    text = json.dumps(record, indent=1)  # ASCII, which no console's encoding can spoil
     if path == "-":
         print(text)
     else:

@@ -321,6 +321,22 @@ def test_from_a_clone_at_a_console_without_greek_letters(files, tmp_path):
     assert run("inspect", "nowhere").returncode == 1
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_help_at_a_console_without_greek_letters(encoding):
+    result = run("plan", "--help", PYTHONIOENCODING=encoding)
+    assert result.returncode == 0
+    assert result.stderr == b""
+    assert b"--alpha" in result.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_json_is_whole_at_any_console(files, encoding):
+    call = ("plan", *files, "--method", "Without γ", "--json", "-")
+    found = json.loads(run(*call, PYTHONIOENCODING=encoding).stdout)
+    assert found["settings"]["method"] == "Without γ"
+    assert found["content"]["file"] == files[0]  # with an umbrella
+
+
 def test_head_has_seen_enough(files):
     """A closed pipe is no error worth a traceback."""
     process = subprocess.Popen(
