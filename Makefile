@@ -34,6 +34,8 @@ demo: $(VENV)/ready
 
 # Both hosts side by side, each one's output in one piece.
 live: $(VENV)/ready
+	$(if $(filter-out a1111 forge,$(HOST)),$(error There are no live tests for HOST=$(HOST): \
+	  call make live with HOST=a1111 or HOST=forge, or without HOST for both))
 	$(MAKE) -j2 --output-sync=target $(if $(HOST),live-$(HOST),live-a1111 live-forge)
 
 live-a1111 live-forge: live-%: $(VENV)/ready
@@ -49,6 +51,8 @@ docs: $(VENV)/ready
 	cp build/demo/demo.png docs/demo.png
 
 $(VENV)/ready: requirements-dev.txt tools/setup_venv.py
+	$(if $(PYTHON),,$(error There is no Python from 3.10 to 3.12 on the PATH: \
+	  install one, or call make with PYTHON=/path/to/python3.11))
 	$(PYTHON) tools/setup_venv.py $(VENV)
 	touch $@
 

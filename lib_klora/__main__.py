@@ -59,11 +59,9 @@ _CONTEXT = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SD
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; the exit code."""
+    _prepare_streams()
     parser = _parser()
     options = parser.parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a console without Greek letters
     try:
         with _log_on_stderr():
             options.run(options, parser)
@@ -80,6 +78,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(file=sys.stderr)
         return 130
     return 0
+
+
+def _prepare_streams() -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by “>&-”: nobody wants to read it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the end
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a console without Greek letters
 
 
 @contextmanager
@@ -103,8 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="plan | inspect")
 
     plan = commands.add_parser("plan", help="the selection of a pair of files")
-    plan.add_argument("content", help="the subject's LoRA, a .safetensors file")
-    plan.add_argument("style", help="the style's LoRA, a .safetensors file")
+    plan.add_argument("content", type=_path, help="the subject's LoRA, a .safetensors file")
+    plan.add_argument("style", type=_path, help="the style's LoRA, a .safetensors file")
     plan.add_argument("--steps", type=_steps, default=30, help="sampling steps (30)")
     for field in FIELDS:
         if field.name in _SETTINGS:
@@ -117,26 +124,41 @@ def _parser() -> argparse.ArgumentParser:
                 type=str if field.choices else float,
                 help=f"{field.help.replace('%', '%%')} ({default})",
             )
-    plan.add_argument("--png", metavar="FILE", help="the selection map as a picture")
-    plan.add_argument("--json", metavar="FILE", help="everything as JSON; - for standard output")
+    to_file = {"type": _path, "metavar": "FILE"}
+    plan.add_argument(
+        "--png", **to_file, help="the selection map as a picture; - for standard output"
+    )
+    plan.add_argument("--json", **to_file, help="everything as JSON; - for standard output")
     plan.add_argument("--device", default="cpu", help="where to compute: cpu (default), cuda …")
     plan.add_argument(
-        "--cache", metavar="FOLDER", help="keep the files' scores there, for the next time"
+        "--cache",
+        type=_path,
+        metavar="FOLDER",
+        help="keep the files' scores there, for the next time",
     )
     plan.set_defaults(run=_plan)
 
     inspect = commands.add_parser("inspect", help="what a LoRA file holds")
-    inspect.add_argument("file", help="a .safetensors file")
-    inspect.add_argument("--json", metavar="FILE", help="as JSON; - for standard output")
+    inspect.add_argument("file", type=_path, help="a .safetensors file")
+    inspect.add_argument("--json", **to_file, help="as JSON; - for standard output")
     inspect.set_defaults(run=_inspect)
     return parser
 
 
 def _steps(text: str) -> int:
-    steps = int(text)
+    try:
+        steps = int(text)
+    except ValueError:
+        steps = 0
     if not 1 <= steps <= 10_000:
-        raise argparse.ArgumentTypeError("must be from 1 to 10000")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 10000, not “{text}”")
     return steps
+
+
+def _path(text: str) -> str:
+    if "\0" in text:
+        raise argparse.ArgumentTypeError("must not have a NUL character")
+    return text
 
 
 # -- plan -----------------------------------------------------------------------------------------
@@ -148,6 +170,8 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         settings = from_fields({name: x for name, x in given.items() if x is not None})
     except KLoraError as error:
         parser.error(str(error))
+    if options.png == options.json == "-":
+        parser.error("--png and --json cannot both have standard output: give one of them a file")
     files, hashes = {}, {}
     for role in ROLES:
         path = getattr(options, role)
@@ -167,7 +191,11 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         )
     plan = make_plan(pair, scores, settings, options.steps)
     if options.png:
-        Path(options.png).write_bytes(plot.png(plot.selection_map(plan, pair)))
+        picture = plot.png(plot.selection_map(plan, pair))
+        if options.png == "-":
+            sys.stdout.buffer.write(picture)
+        else:
+            Path(options.png).write_bytes(picture)
     if options.json:
         record = {
             **{role: {"file": getattr(options, role), "sha256": hashes[role]} for role in ROLES},
@@ -175,25 +203,35 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             **_plan_record(pair, scores, plan),
         }
         _write_json(options.json, record)
-    if options.json != "-":
-        for role in ROLES:
-            print(f"{role:8} {files[role].name}  {_summary(files[role])}")
-        print(f"paired   {_count(len(pair.paired), 'layer')}{_of_ks(pair)}")
-        for note in (*pair.notes, *(_unread_note(files[role]) for role in ROLES)):
-            if note:
-                print(f"         {note}")
-        if plan.gamma is not None:
-            origin = settings.gamma if METHODS[plan.method].uses_gamma else plan.method
-            print(f"γ        {plan.gamma:.6g} ({origin})")
+    if "-" not in (options.png, options.json):
+        _print_plan(files, pair, plan, settings.gamma)
+
+
+def _print_plan(files: dict[str, LoraFile], pair: Pair, plan: Plan, gamma: str) -> None:
+    """The plan for a person; ``gamma`` is the setting of that name."""
+    for role in ROLES:
+        print(f"{role:8} {files[role].name}  {_summary(files[role])}")
+    print(f"paired   {_count(len(pair.paired), 'layer')}{_of_ks(pair)}")
+    for note in (*pair.notes, *(_unread_note(files[role]) for role in ROLES)):
+        if note:
+            print(f"         {note}")
+    if plan.gamma is not None:
+        origin = gamma if METHODS[plan.method].uses_gamma else plan.method
+        print(f"γ        {plan.gamma:.6g} ({origin})")
+    print()
+    if plan.layers:
+        _print_steps(plan)
         print()
-        print("step  progress  content #, style ., both +")
-        shares = zip(plot.content_share(plan), plot.style_share(plan), strict=True)
-        for step, (content, style) in enumerate(shares):
-            bar = "#" * round(40 * (1 - style))
-            bar = f"{bar:+<{round(40 * content)}}"
-            print(f"{step + 1:4}  {plan.t[step]:8.3f}  {bar:.<40} {100 * content:3.0f} %")
-        print()
-        print(plot.describe(plan, pair))
+    print(plot.describe(plan, pair))
+
+
+def _print_steps(plan: Plan) -> None:
+    print("step  progress  content #, style ., both +")
+    shares = zip(plot.content_share(plan), plot.style_share(plan), strict=True)
+    for step, (content, style) in enumerate(shares):
+        bar = "#" * round(40 * (1 - style))
+        bar = f"{bar:+<{round(40 * content)}}"
+        print(f"{step + 1:4}  {plan.t[step]:8.3f}  {bar:.<40} {100 * content:3.0f} %")
 
 
 def _plan_record(pair: Pair, scores: Scores | None, plan: Plan) -> dict[str, Any]:
@@ -223,7 +261,8 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:  # no such word; no such hardware or build
+    except (RuntimeError, AssertionError, ImportError) as error:
+        # no such word; no such hardware or build; a device that comes with a package of its own
         reason = str(error).partition("\n")[0]
         raise KLoraError(f"There is no device “{name}” for torch here: {reason}") from error
     return device
@@ -327,8 +366,10 @@ def _dtype(dtype: object) -> str:
 
 
 def _read(path: str) -> LoraFile:
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise KLoraError(f"There is no file “{path}”.")
+    if not os.path.isfile(path):
+        raise KLoraError(f"“{path}” is a folder, a pipe or a device: give a .safetensors file.")
     return parse_lora(os.path.basename(path), read_safetensors(path))
 
 
@@ -355,7 +396,7 @@ def _count(number: int, thing: str) -> str:
 
 
 def _write_json(path: str, record: dict[str, Any]) -> None:
-    text = json.dumps(record, ensure_ascii=False, indent=1)
+    text = json.dumps(record, indent=1)  # ASCII, which no console's encoding can spoil
     if path == "-":
         print(text)
     else:

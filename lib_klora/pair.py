@@ -66,8 +66,9 @@ def pair_files(
     """Joins two files by the layers' common names; the arguments are the settings of that name.
 
     Where both split a fused parameter of Flux into parts, each part is a layer of its own; where
-    one has it whole, the whole parameter is the layer.
-    Raises KLoraError if no layer is left.
+    one has it whole, the whole parameter is the layer. Layers of one name whose ΔW cannot
+    belong to one parameter are left out.
+    Raises KLoraError if most common layers are like that, or no layer is left.
     """
     in_scope = [
         {
@@ -89,9 +90,13 @@ def pair_files(
                 )
             )
     c, s = _whole_where_one_is(*in_scope)
+    common = sorted(c.keys() & s.keys())
+    different = [name for name in common if not _fit_one_parameter(c[name], s[name])]
     paired, notes = [], []
+    if different:
+        notes.append(_sentence_of_shapes(content, style, different, len(common)))
     without_rank = 0
-    for name in sorted(c.keys() & s.keys()):
+    for name in sorted(set(common).difference(different)):
         r_c, r_s = c[name].rank, s[name].rank
         if r_c is None and r_s is None:
             without_rank += 1
@@ -100,15 +105,15 @@ def pair_files(
         paired.append(LayerPair(name, c[name], s[name], k))
     if without_rank:
         notes.append(
-            f"{without_rank} layers have no rank in either file; K was computed as if both had "
-            f"rank {DEFAULT_RANK}."
+            f"{_layers(without_rank, 'has', 'have')} no rank in either file; K was computed as "
+            f"if both had rank {DEFAULT_RANK}."
         )
     alone = dict.fromkeys(c.keys() - s.keys(), CONTENT)
     alone |= dict.fromkeys(s.keys() - c.keys(), STYLE)
     for role, file in ((CONTENT, content), (STYLE, style)):
         count = sum(only == role for only in alone.values())
         if count:
-            notes.append(f"{count} layers are only in “{file.name}” ({unpaired}).")
+            notes.append(f"{_layers(count, 'is', 'are')} only in “{file.name}” ({unpaired}).")
     if unpaired == "drop":
         alone = {}
     if not paired and not alone:
@@ -140,3 +145,41 @@ def _whole_where_one_is(
                 result[fused] = FusedLayer(fused, tuple(members))
         joined.append(result)
     return joined[0], joined[1]
+
+
+def _fit_one_parameter(content: Layer | FusedLayer, style: Layer | FusedLayer) -> bool:
+    """Whether both ΔW can belong to one parameter; that of a conv layer may be flattened.
+
+    Parts do not tell the size of the whole parameter: a file may have only some of them.
+    """
+    if isinstance(content, FusedLayer) or isinstance(style, FusedLayer):
+        return True
+    return content.shape[0] == style.shape[0] and content.entries == style.entries
+
+
+def _sentence_of_shapes(
+    content: LoraFile, style: LoraFile, different: list[str], common: int
+) -> str:
+    """What to tell of the layers that do not fit one parameter, out of so many ``common`` ones.
+
+    Raises KLoraError if they are most of them.
+    """
+    one, other = (file.layers[different[0]] for file in (content, style))
+    words = (
+        f"“{content.name}” and “{style.name}” differ in the shape of {len(different)} of {common} "
+        f"common layers (such as {one.prefix}: {_shape(one)} and {_shape(other)})"
+    )
+    if len(different) > common / 2:
+        raise KLoraError(
+            f"{words}: they were made for different kinds of model, choose another file."
+        )
+    return f"{words}, which are left out: check that both were made for the same kind of model."
+
+
+def _shape(layer: Layer) -> str:
+    return " × ".join(map(str, layer.shape))
+
+
+def _layers(count: int, one: str, more: str) -> str:
+    """“1 layer is” or “2 layers are”."""
+    return f"1 layer {one}" if count == 1 else f"{count} layers {more}"

@@ -1,8 +1,8 @@
 """The selection map as a picture (the paper's Fig. 6), and its reading in words.
 
 Steps run from left to right, layers from top to bottom in the network's order. The strip below the
-map is the share of the two files in each step. Only numpy and zlib, because a WebUI's own plotting
-packages differ.
+map is the share of the two files in each step, if they have a layer in common. Only numpy and zlib,
+because a WebUI's own plotting packages differ.
 """
 
 from __future__ import annotations
@@ -61,11 +61,12 @@ def selection_map(plan: Plan, pair: Pair) -> np.ndarray:
     wide, high = max(1, _WIDTH // steps), max(1, _HEIGHT // max(1, len(names)))
     left, line = _text_width("content %") + 2 * _GAP, 5 * _ZOOM + _GAP
     map_height = len(names) * high + len(blocks)
+    strip_height = _SHARE_HEIGHT + _GAP if plan.layers else 0
     legend = [(word, COLOURS[word], COLOURS[word]) for word in (*ROLES, *_both_if_any(plan))]
     legend.append(("in one file only", *(_lighter(COLOURS[role]) for role in ROLES)))
     words_width = _text_width("  ".join(words for words, *_ in legend)) + 4 * line
     width = left + max(steps * wide, words_width)
-    height = _GAP + map_height + _GAP + _SHARE_HEIGHT + _GAP + 2 * line
+    height = _GAP + map_height + _GAP + strip_height + 2 * line
     picture = np.empty((height, width + 4 * _GAP, 3), np.uint8)
     picture[:] = _PAPER
 
@@ -86,17 +87,10 @@ def selection_map(plan: Plan, pair: Pair) -> np.ndarray:
         y += 1  # a white line between two blocks
 
     y = _GAP + map_height + _GAP
-    _write(picture, "content %", y + (_SHARE_HEIGHT - 5 * _ZOOM) // 2, _GAP)
-    shares = zip(content_share(plan), _share(plan, BITS[CONTENT]), strict=True)
-    for step, (with_content, alone) in enumerate(shares):
-        both = y + round(_SHARE_HEIGHT * (1 - with_content))
-        content = y + round(_SHARE_HEIGHT * (1 - alone))
-        x = slice(left + step * wide, left + (step + 1) * wide)
-        picture[y:both, x] = COLOURS[STYLE]
-        picture[both:content, x] = COLOURS["both"]
-        picture[content : y + _SHARE_HEIGHT, x] = COLOURS[CONTENT]
-
-    y += _SHARE_HEIGHT + _GAP
+    if plan.layers:
+        _draw_shares(picture[y : y + _SHARE_HEIGHT, left:], plan, wide)
+        _write(picture, "content %", y + (_SHARE_HEIGHT - 5 * _ZOOM) // 2, _GAP)
+    y += strip_height
     _write(picture, "step", y, _GAP)
     apart = next((n for n in (1, 2, 5, 10, 20, 50) if n * wide >= _text_width("000")), 100)
     for step in sorted({1, *range(apart, steps + 1, apart)}):
@@ -109,6 +103,18 @@ def selection_map(plan: Plan, pair: Pair) -> np.ndarray:
             x += 4 * _ZOOM
         x += _GAP + _write(picture, words, y, x + _GAP) + 2 * _GAP
     return picture
+
+
+def _draw_shares(strip: np.ndarray, plan: Plan, wide: int) -> None:
+    """Content at the bottom, style at the top, both between; a step is ``wide`` pixels."""
+    shares = zip(content_share(plan), _share(plan, BITS[CONTENT]), strict=True)
+    for step, (with_content, alone) in enumerate(shares):
+        both = round(len(strip) * (1 - with_content))
+        content = round(len(strip) * (1 - alone))
+        x = slice(step * wide, (step + 1) * wide)
+        strip[:both, x] = COLOURS[STYLE]
+        strip[both:content, x] = COLOURS["both"]
+        strip[content:, x] = COLOURS[CONTENT]
 
 
 def png(picture: np.ndarray) -> bytes:

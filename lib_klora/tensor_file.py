@@ -100,21 +100,36 @@ def read_safetensors(path: str | os.PathLike) -> TensorFile:
 
     ``safe_open`` on purpose: a host may have wrapped ``safetensors.torch.load_file`` to rename a
     file that does not load (Forge, modules_forge/patch_basic.py).
-    Raises KLoraError if the file is missing, truncated or no safetensors file.
+    Raises KLoraError if the file is missing, may not be read, is truncated or no safetensors file.
     """
 
     def open_file() -> Opening:
-        file = _or_refusal(path, safe_open, os.fspath(path), "pt")
+        file = _or_refusal(path, _open, os.fspath(path))
         return file.keys(), lambda key: _or_refusal(path, file.get_tensor, key)
 
     return TensorFile(path, open_file, AT_ONCE)
+
+
+def _open(path: str) -> safe_open:
+    with open(path, "rb"):  # tells why it cannot be opened; to safe_open, there is no such file
+        return safe_open(path, "pt")
 
 
 def _or_refusal(path: str | os.PathLike, read: Callable, *args: str):
     try:
         return read(*args)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise KLoraError(
-            f"“{os.path.basename(path)}” cannot be read ({error}): the file is damaged or not a "
-            f"safetensors file, download it again."
+            f"“{os.path.basename(path)}” cannot be read ({reason}): {_what_to_do(path, error)}"
         ) from error
+
+
+def _what_to_do(path: str | os.PathLike, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "allow it in the file's permissions, or choose another file."
+    if isinstance(error, OSError):
+        return "look whether it is still there and its disk works, then try again."
+    if any("\udc80" <= letter <= "\udcff" for letter in os.fspath(path)):
+        return "its name, or that of a folder, is not UTF-8, rename it."
+    return "the file is damaged or not a safetensors file, download it again."

@@ -135,6 +135,17 @@ def test_bars_of_content_both_and_style(files, capsys):
         assert re.findall(r"[#+.]{40}", capsys.readouterr().out) == bars
 
 
+def test_no_layer_in_common_has_no_bars(tmp_path, capsys):
+    """Two B-LoRAs of different blocks: neither has a share of a step."""
+    content = lora(tmp_path / "c.safetensors", names=[BLOCK.format(0, x) for x in "qk"])
+    style = lora(tmp_path / "s.safetensors", names=[BLOCK.format(1, x) for x in "qk"])
+    assert main(["plan", str(content), str(style)]) == 0
+    out = capsys.readouterr().out
+    assert "paired   0 layers\n" in out
+    assert "%" not in out
+    assert "no layer is in both files; 2 layers only in the content file" in out
+
+
 def test_json_to_standard_output_is_nothing_but_json(files, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     call = ["plan", *files, "--json", "-", "--cache", str(tmp_path / "file" / "x")]
@@ -142,6 +153,14 @@ def test_json_to_standard_output_is_nothing_but_json(files, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert json.loads(out)["steps"] == 30
     assert "could not be kept" in err  # the log does not get in between
+
+
+def test_png_to_standard_output_is_nothing_but_the_picture(files, tmp_path, capsysbinary):
+    there = str(tmp_path / "map.png")
+    assert main(["plan", *files, "--png", there]) == 0
+    capsysbinary.readouterr()
+    assert main(["plan", *files, "--png", "-"]) == 0
+    assert capsysbinary.readouterr().out == Path(there).read_bytes()
 
 
 def test_every_setting_of_a_plan_is_an_option_with_the_tables_choices(capsys):
@@ -253,12 +272,13 @@ def test_a_file_that_cannot_be_used_is_exit_code_1(files, tmp_path, capsys):
     damaged.write_bytes(b"no safetensors file")
     other = lora(tmp_path / "o.safetensors", names=["lora_unet_x"])
     assert_fails(capsys, ["plan", "nowhere.safetensors", files[1]], "“nowhere.safetensors”")
-    assert_fails(capsys, ["inspect", str(tmp_path)], "There is no file")
+    assert_fails(capsys, ["inspect", str(tmp_path)], "is a folder", "give a .safetensors file")
     assert_fails(capsys, ["inspect", str(damaged)], "damaged.safetensors", "damaged")
     assert_fails(capsys, ["plan", files[0], str(other)], "o.safetensors", "attention")
     no_folder = str(tmp_path / "none" / "map.png")
     assert_fails(capsys, ["plan", *files, "--png", no_folder], "map.png")
-    assert_fails(capsys, ["plan", *files, "--device", "nonsense"], "nonsense")
+    for device in ("nonsense", "hpu"):  # no such word; its package is not there
+        assert_fails(capsys, ["plan", *files, "--device", device], f"no device “{device}”")
 
 
 @pytest.mark.parametrize(
@@ -272,15 +292,26 @@ def test_a_file_that_cannot_be_used_is_exit_code_1(files, tmp_path, capsys):
         ["--scale", "S+"],
         ["--scale", "S*", "--alpha", "0"],
         ["--unknown"],
+        ["--png", "a\0b"],
+        ["--cache", "a\0b"],
+        ["--png", "-", "--json", "-"],
     ],
 )
-def test_a_wrong_call_is_exit_code_2(files, capsys, options):
+def test_a_wrong_call_is_exit_code_2(files, capsys, monkeypatch, options):
+    monkeypatch.setattr("lib_klora.__main__._read", lambda _: pytest.fail("it is refused at once"))
     with pytest.raises(SystemExit) as exit_:
         main(["plan", *files, *options])
     assert exit_.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert "usage: python -m lib_klora" in err
+
+
+@pytest.mark.parametrize("steps", ["many", "0", "10001", "1.5", "9" * 5000])
+def test_steps_are_refused_in_words(capsys, steps):
+    with pytest.raises(SystemExit):
+        main(["plan", "a", "b", "--steps", steps])
+    assert f"a whole number from 1 to 10000, not “{steps}”" in capsys.readouterr().err
 
 
 def test_interrupted(files, capsys, monkeypatch):
@@ -308,6 +339,47 @@ def test_from_a_clone_at_a_console_without_greek_letters(files, tmp_path):
     assert b"?        " in result.stdout  # γ
     assert run("plan", files[0]).returncode == 2
     assert run("inspect", "nowhere").returncode == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_help_at_a_console_without_greek_letters(encoding):
+    result = run("plan", "--help", PYTHONIOENCODING=encoding)
+    assert result.returncode == 0
+    assert result.stderr == b""
+    assert b"--alpha" in result.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_json_is_whole_at_any_console(files, encoding):
+    call = ("plan", *files, "--method", "Without γ", "--json", "-")
+    found = json.loads(run(*call, PYTHONIOENCODING=encoding).stdout)
+    assert found["settings"]["method"] == "Without γ"
+    assert found["content"]["file"] == files[0]  # with an umbrella
+
+
+def test_closed_streams_take_nothing(files, tmp_path):
+    """``>&-`` and ``2>&-``: Python has no stream there at all."""
+    program = (
+        "import sys; from lib_klora.__main__ import main; "
+        "closed = sys.argv.pop(1); setattr(sys, closed, None); sys.exit(main(sys.argv[1:]))"
+    )
+
+    def call(closed: str, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-c", program, closed, *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            check=False,
+        )
+
+    done = call("stdout", "plan", *files, "--json", str(tmp_path / "plan.json"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (tmp_path / "plan.json").exists()
+    done = call("stderr", "plan", *files)
+    assert done.returncode == 0
+    assert b"paired   6 layers" in done.stdout
+    done = call("stderr", "plan", files[0], "nowhere")
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 def test_head_has_seen_enough(files):
@@ -458,6 +530,17 @@ def test_strip_below_has_both_between_content_and_style():
     assert pixels(strip[:, left + 10], plot.COLOURS["both"]).all()
     for role, rows in (("style", (0, 10)), ("both", (10, 30)), ("content", (30, 40))):
         assert pixels(strip[slice(*rows), left + 330], plot.COLOURS[role]).all()
+
+
+def test_no_layer_in_common_has_no_strip_below():
+    pair = Pair((), {"middle_block_1_a": "content", "middle_block_1_b": "style"}, ())
+    picture = plot.selection_map(
+        Plan((), np.empty((3, 0), np.uint8), progress(2), 1.0, "K-LoRA"), pair
+    )
+    above_the_legend = picture[: -2 * 10 - plot._GAP]
+    for role in ("content", "style"):
+        assert pixels(picture, plot._lighter(plot.COLOURS[role])).any()
+        assert not pixels(above_the_legend, plot.COLOURS[role]).any()
 
 
 def test_both_is_in_the_legend_only_where_it_is_in_the_map():

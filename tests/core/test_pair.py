@@ -1,6 +1,7 @@
 """Two files, layer by layer: spellings, scope, Flux' fused parameters, K, and what is unpaired."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,8 +110,10 @@ class TestUnpaired:
     @pytest.mark.parametrize("rule", ["keep", "drop"])
     def test_notes_count_them_by_file(self, rule):
         notes = pair_files(self.A, self.B, unpaired=rule).notes
-        assert any("1 " in note and "“cat”" in note and rule in note for note in notes)
-        assert any("2 " in note and "“ink”" in note and rule in note for note in notes)
+        assert notes == (
+            f"1 layer is only in “cat” ({rule}).",
+            f"2 layers are only in “ink” ({rule}).",
+        )
 
     def test_two_b_loras_of_different_blocks_keep_all_of_both(self):
         content = file("subject", linear(Q), linear(K))
@@ -124,6 +127,58 @@ class TestUnpaired:
         with pytest.raises(KLoraError) as error:
             pair_files(file("cat", linear(Q)), file("ink", linear(V)), unpaired="drop")
         assert all(word in str(error.value) for word in ("“cat”", "“ink”", "keep"))
+
+
+class TestOtherModel:
+    """Files whose common layers have other shapes cannot both fit the checkpoint."""
+
+    ATTENTION = attention_prefixes(8)
+
+    def of_width(self, name, width, layers=ATTENTION):
+        """SDXL and SD1.5 have blocks that differ only in the width of the text conditions."""
+        tensors = linears(layers, rank=2)
+        for prefix in layers:
+            if prefix.endswith(("attn2_to_k", "attn2_to_v")):
+                tensors[f"{prefix}.lora_down.weight"] = randn(2, width)
+        return parse_lora(name, tensors)
+
+    def test_a_few_layers_are_left_out_and_told(self):
+        pair = pair_files(self.of_width("xl", 20), self.of_width("1.5", 7))
+        left_out = [p for p in self.ATTENTION if p.endswith(("attn2_to_k", "attn2_to_v"))]
+        assert len(left_out) == 2
+        assert set(names(pair)) == set(map(common_name, set(self.ATTENTION) - set(left_out)))
+        assert not pair.unpaired, "which of the two the model has is not known"
+        (note,) = pair.notes
+        assert "“xl” and “1.5”" in note
+        assert "2 of 8 common layers" in note
+        assert f"{left_out[0]}: 8 × 20 and 8 × 7" in note
+
+    def test_most_layers_are_a_refusal_that_names_both(self):
+        layers = [p for p in self.ATTENTION if "attn2" in p][:3]  # to_q, to_k, to_v
+        with pytest.raises(KLoraError) as error:
+            pair_files(self.of_width("xl", 20, layers), self.of_width("1.5", 7, layers))
+        for words in ("“xl” and “1.5”", "2 of 3 common layers", "8 × 20 and 8 × 7", "choose"):
+            assert words in str(error.value)
+
+    def test_half_of_the_layers_are_left_out(self):
+        layers = [p for p in self.ATTENTION if "attn2" in p]
+        pair = pair_files(self.of_width("xl", 20, layers), self.of_width("1.5", 7, layers))
+        assert len(pair.paired) == 2
+
+    def test_as_many_entries_in_other_rows_are_another_parameter(self):
+        wide, tall = ({f"{Q}.diff": randn(*shape)} for shape in ((4, 16), (16, 4)))
+        with pytest.raises(KLoraError, match="4 × 16 and 16 × 4"):
+            pair_files(file("a", wide), file("b", tall))
+
+    def test_a_conv_layer_may_be_flattened(self):
+        conv = {
+            f"{FF}.lora_up.weight": randn(8, 2, 1, 1),
+            f"{FF}.lora_down.weight": randn(2, 4, 3, 3),
+        }
+        flat = {f"{FF}.diff": randn(8, 36)}
+        pair = pair_files(file("a", conv), file("b", flat), layers="all")
+        assert names(pair) == [common_name(FF)]
+        assert not pair.notes
 
 
 FULL = {f"{Q}.diff": randn(8, 8)}
@@ -153,7 +208,7 @@ class TestK:
         pair = pair_files(file("a", BIG_FULL), file("b", BIG_FULL))
         assert pair.paired[0].k == DEFAULT_RANK**2
         (note,) = pair.notes
-        assert "no rank" in note
+        assert "1 layer has no rank" in note
         assert str(DEFAULT_RANK) in note
 
     def test_multiplier(self):
@@ -216,6 +271,16 @@ class TestFlux:
                 map(tuple, expected.tolist())
             )
             assert layer.k == 4 * 5
+
+    @pytest.mark.parametrize("split_is_content", [True, False])
+    def test_some_parts_go_with_the_whole_parameter(self, split_is_content):
+        """A file that trained q alone changes the same parameter as one that has it whole."""
+        split, fused = flux_split("split"), flux_fused("fused")
+        layers = {name: layer for name, layer in split.layers.items() if name.endswith("/q")}
+        split = replace(split, layers=layers)
+        pair = pair_files(split, fused) if split_is_content else pair_files(fused, split)
+        assert names(pair) == ["double_blocks_0_img_attn_qkv", "single_blocks_0_linear1"]
+        assert not pair.notes
 
     def test_light_fused_layer_keeps_what_describes_it(self):
         pair = pair_files(flux_split("split"), flux_fused("fused"))

@@ -1,12 +1,15 @@
 """Files that are read tensor by tensor: the same numbers, never more than one file in memory."""
 
+import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from fake_host import FakeHost, Model, Processing
 from lora_samples import linear
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from lib_klora import tensor_file
@@ -162,6 +165,55 @@ class TestWhatCanHappenMeanwhile:
         path.unlink()
         with pytest.raises(KLoraError, match=r"cat\.safetensors.*cannot be read"):
             file[second]
+
+
+class TestRefusals:
+    """What is wrong with a file is told apart from a file that is damaged."""
+
+    def sentence(self, path) -> str:
+        with pytest.raises(KLoraError) as error:
+            read_safetensors(path)
+        sentence = str(error.value)
+        assert str(path.parent) not in sentence
+        return sentence
+
+    def test_damaged(self, tmp_path):
+        path = tmp_path / "cat.safetensors"
+        path.write_bytes(b"no safetensors file")
+        assert "“cat.safetensors”" in self.sentence(path)
+        assert "the file is damaged" in self.sentence(path)
+
+    def test_may_not_be_read(self, write, monkeypatch):
+        path, _ = write("cat", 1)
+
+        def refuse(*_):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+        monkeypatch.setattr("builtins.open", refuse)  # a test that runs as root may read any file
+        sentence = self.sentence(path)
+        assert "“cat.safetensors” cannot be read (Permission denied): allow it" in sentence
+        assert "damaged" not in sentence
+
+    def test_no_file_and_a_folder(self, tmp_path):
+        for path, reason in ((tmp_path / "none", "No such file"), (tmp_path / "sub", "directory")):
+            (tmp_path / "sub").mkdir(exist_ok=True)
+            sentence = self.sentence(path)
+            assert reason in sentence
+            assert "still there" in sentence
+            assert "damaged" not in sentence
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="others have no such names")
+    def test_a_name_that_is_not_utf_8(self, write, monkeypatch):
+        path, _ = write("cat", 1)
+        odd = path.with_name(os.fsdecode(b"c\xe9t.safetensors"))
+        path.rename(odd)
+
+        def refuse(*_):  # as the newer versions of safetensors do
+            raise SafetensorError("Path is not valid UTF-8")
+
+        monkeypatch.setattr(tensor_file, "safe_open", refuse)
+        assert "is not UTF-8, rename it" in self.sentence(odd)
+        assert "damaged" not in self.sentence(odd)
 
 
 @sees_mappings
