@@ -95,7 +95,7 @@ class Layer:
         factors = {
             name: tensor.to(device=device, dtype=torch.float32)
             for name, tensor in self.tensors.items()
-            if name not in _NO_FACTORS
+            if name not in NO_FACTORS
         }
         return _DELTAS[self.kind](factors).reshape(self.shape[0], -1) * self.scale
 
@@ -170,7 +170,7 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
     text_encoder = 0
     unread = list({_prefix_of_unknown(key) for key in unknown} - groups.keys())
     for prefix, keys in groups.items():
-        if keys.keys() <= _NO_FACTORS:
+        if keys.keys() <= NO_FACTORS:
             unread.append(prefix)
             continue
         parts = _Parts(tensors, keys)
@@ -192,7 +192,8 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
     return LoraFile(name, layers, text_encoder, tuple(unread))
 
 
-_NO_FACTORS = {"alpha", "dora_scale", "bias"}
+NO_FACTORS = {"alpha", "dora_scale", "bias"}
+"""Tensors that are no part of ΔW."""
 _NO_TENSORS: Mapping[str, torch.Tensor] = {}
 
 
