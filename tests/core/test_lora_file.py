@@ -7,6 +7,9 @@ another equals convolving with ΔW.
 
 import hashlib
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -310,6 +313,45 @@ class TestWholeFile:
         light = layer.without_tensors()
         assert not light.tensors
         assert (light.name, light.rank, light.shape, light.kind) == (NAME, 4, (8, 8), "LoRA")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "float8_e4m3fn"])
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' VmHWM")
+def test_a_large_tensor_is_not_copied(dtype):
+    """16 million entries, which are 64 MiB in fp32 and 128 in fp64: no more than 16 for them."""
+    program = """
+import re, sys
+sys.path[:0] = [sys.argv[1]]
+import torch
+from lib_klora.lora_file import parse_lora
+torch.set_num_threads(1)
+
+def status(name):
+    return int(re.search(name + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
+
+def tensors(size):
+    return {"lora_unet_mid_block_resnets_0_conv1.diff": torch.ones(size, size).to(dtype)}
+
+dtype = getattr(torch, sys.argv[2])
+parse_lora("small", tensors(8))
+large = tensors(4096)
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+parse_lora("large", large)
+print(status("VmHWM") - before)
+"""
+    root = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-c", program, root, dtype]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(result.stdout) <= 16
+
+
+@pytest.mark.parametrize("place", [0, 2**18 - 1, 2**18, -1])
+def test_a_bad_number_is_found_wherever_it_is(place):
+    diff = torch.zeros(600, 1000)
+    diff.view(-1)[place] = float("nan")
+    with pytest.raises(KLoraError, match="NaN"):
+        parse_lora("x", {f"{CONV}.diff": diff})
 
 
 def poisoned(part: str, value: float) -> dict:
