@@ -200,7 +200,8 @@ def _analyse(
         sums[:] = running[np.minimum(ks, len(running)) - 1]
     for i in np.flatnonzero(ks > _MOST_KEPT):
         sums[i] = total if ks[i] >= layer.entries else _sum_by_counting(layer, int(ks[i]), device)
-    return LayerTable(ks, sums, total)
+    # The total is rounded otherwise, and a table's sums must not fall.
+    return LayerTable(ks, np.maximum.accumulate(sums), total)
 
 
 def _largest(
