@@ -113,7 +113,8 @@ def read_safetensors(path: str | os.PathLike) -> TensorFile:
 def _or_refusal(path: str | os.PathLike, read: Callable, *args: str):
     try:
         return read(*args)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    # AttributeError: a number type that this torch has not, such as uint16 before 2.3.
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
         raise KLoraError(
             f"“{os.path.basename(path)}” cannot be read ({error}): the file is damaged or not a "
             f"safetensors file, download it again."

@@ -308,6 +308,18 @@ class TestWholeFile:
         file = parse_lora("x", {**linear(Q, alpha=4), f"{Q}.diff_b": randn(8)})
         assert file.unread == ()
 
+    @pytest.mark.parametrize("bias", ["lora_B.bias", "lora_B.default.bias"])
+    def test_the_bias_of_peft_belongs_to_its_layer(self, bias):
+        weight = bias.replace("bias", "weight")
+        tensors = {
+            f"{Q}.{weight.replace('B', 'A')}": randn(4, 8),
+            f"{Q}.{weight}": randn(8, 4),
+        }
+        plain = parse_lora("x", tensors)
+        file = parse_lora("x", {**tensors, f"{Q}.{bias}": randn(8)})
+        assert file.unread == ()
+        assert torch.equal(file.layers[NAME].delta(), plain.layers[NAME].delta())
+
     def test_layer_without_tensors_keeps_what_describes_it(self):
         layer = parse_lora("x", linear(Q)).layers[NAME]
         light = layer.without_tensors()
@@ -413,6 +425,37 @@ HOSTILE_TENSORS = {
     },
     "difference without dimensions": {f"{Q}.diff": torch.tensor(1.0)},
     "LoHa half that would be broadcast": {**LOHA, f"{Q}.hada_w2_a": randn(1, 3)},
+    "core that would be broadcast": {
+        f"{CONV}.lora_up.weight": randn(8, 4, 1, 1),
+        f"{CONV}.lora_mid.weight": randn(1, 4, 3, 3),
+        f"{CONV}.lora_down.weight": randn(4, 8, 1, 1),
+    },
+    "LoKr core that would be broadcast": {
+        f"{CONV}.lokr_w1": randn(2, 3),
+        f"{CONV}.lokr_t2": randn(2, 1, 3, 3),
+        f"{CONV}.lokr_w2_a": randn(2, 4),
+        f"{CONV}.lokr_w2_b": randn(3, 5),
+    },
+    "core without dimensions": {
+        f"{CONV}.lora_up.weight": randn(8, 4, 1, 1),
+        f"{CONV}.lora_mid.weight": torch.tensor(1.0),
+        f"{CONV}.lora_down.weight": randn(4, 8, 1, 1),
+    },
+    "LoKr without dimensions": {
+        f"{Q}.lokr_w1": torch.tensor(1.0),
+        f"{Q}.lokr_w2": torch.tensor(1.0),
+    },
+    "complex numbers": {
+        f"{Q}.lora_up.weight": randn(8, 4).to(torch.complex64),
+        f"{Q}.lora_down.weight": randn(4, 8).to(torch.complex64),
+    },
+    "complex numbers in the text encoder": {
+        **linear(Q),
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(
+            8, 4, dtype=torch.complex64
+        ),
+    },
+    "complex alpha": {**linear(Q), f"{Q}.alpha": torch.tensor(1j)},
 }
 
 
