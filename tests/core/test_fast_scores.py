@@ -392,6 +392,30 @@ def test_the_cpu_goes_on_where_a_device_fails(log):
     assert "CPU" in said
 
 
+def test_the_cpu_goes_on_where_a_device_lacks_a_number_type(log, monkeypatch):
+    """Apple's GPUs have no fp64, and torch raises a TypeError there."""
+    files = pair.pair_files(sdxl_like(8, 1, 2), sdxl_like(8, 2, 2))
+    expected = scores.compute_scores(files)
+    matrices = blocks._matrices
+
+    def without_fp64(layer, device):
+        if device != "cpu":
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return matrices(layer, device)
+
+    monkeypatch.setattr(blocks, "_matrices", without_fp64)
+    found = scores.compute_scores(files, second_device.NAME)
+    np.testing.assert_array_equal(found.s_content, expected.s_content)
+    assert "CPU" in log.text
+
+
+def test_a_device_gets_the_factors_alone():
+    layer = sdxl_like(8, 1, 1).layers.popitem()[1]
+    others = dict.fromkeys(("alpha", "dora_scale", "bias"), "not a tensor")
+    layer = dataclasses.replace(layer, tensors={**layer.tensors, **others})
+    assert len(blocks.sample(layer, second_device.NAME))
+
+
 def test_a_host_under_autocast_gets_the_same_numbers():
     """A1111 activates extra networks under autocast, where a matmul is half precision."""
     files = pair.pair_files(sdxl_like(8, 1, 2), sdxl_like(8, 2, 2))
@@ -418,6 +442,20 @@ def test_torchs_switches_are_as_before():
     assert torch.get_num_threads() == threads
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("version", ["2.1.2", torch.__version__])
+@pytest.mark.parametrize("precision", ["medium", "high", "highest"])
+def test_the_precision_of_matmuls_is_as_before(precision, version, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+    files = pair.pair_files(sdxl_like(2, 1, 1), sdxl_like(2, 2, 1))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        scores.compute_scores(files)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @dataclasses.dataclass(frozen=True)
