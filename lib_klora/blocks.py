@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .lora_file import FusedLayer, Layer
+from .lora_file import NO_FACTORS, FusedLayer, Layer
 
 BLOCK_CPU = 2**18
 """Entries in one block: 1 MiB, which stays in the processor's cache from the matmul to the last
@@ -21,6 +21,9 @@ look at it. With 2^20 the whole analysis of a rank 8 pair takes 1.3 times as lon
 BLOCK_GPU = 2**19
 """2 MiB: a GPU has few orders to wait for, and a block, a mask, the positions of all its entries
 (CUDA writes them down to index by a mask, eight bytes each) and the entries stay below 16 MiB."""
+FACTOR = 2**18
+"""Entries of a factor, or of a core times a factor, that are in fp32 at a time: 1 MiB. The smaller
+factor of most layers has less and is made once (1280 columns of rank 204)."""
 SAMPLE = 2**15
 """Entries in a sample."""
 
@@ -36,11 +39,9 @@ def blocks(layer: Layer | FusedLayer, device: torch.device | str) -> Iterator[to
     size = BLOCK_CPU if torch.device(device).type == "cpu" else BLOCK_GPU
     buffer = torch.empty(size, dtype=torch.float32, device=device)
     for matrix in _matrices(layer, device):
-        rows, columns = matrix.shape
-        step = max(1, size // columns)
-        for start in range(0, rows, step):
-            part = slice(start, min(start + step, rows))
+        for part in _row_ranges(matrix, size):
             yield matrix.part(part, _ALL, buffer).abs_()
+        del matrix  # before the next one is made
 
 
 def sample(layer: Layer | FusedLayer, device: torch.device | str) -> torch.Tensor:
@@ -55,6 +56,14 @@ def sample(layer: Layer | FusedLayer, device: torch.device | str) -> torch.Tenso
     return torch.cat(pieces)
 
 
+def _row_ranges(matrix: _Matrix, size: int) -> Iterator[slice]:
+    """All rows, as many at a time as have at most ``size`` entries, in ΔW and in the factors."""
+    rows = matrix.shape[0]
+    step = max(1, size // matrix.row_size)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
 def _spread(length: int, count: int, device: torch.device | str) -> torch.Tensor:
     """Up to ``count`` evenly spaced indices, each in the middle of its stretch."""
     count = min(length, count)
@@ -67,10 +76,9 @@ def _matrices(layer: Layer | FusedLayer, device: torch.device | str) -> Iterator
         for part in layer.parts:
             yield from _matrices(part, device)
         return
-    # A tensor keeps its dtype and becomes fp32 part by part; but fp8 cannot be indexed.
+    # A tensor keeps its dtype and becomes fp32 part by part.
     parts = {
-        name: tensor.to(device, torch.float32 if tensor.element_size() == 1 else None)
-        for name, tensor in layer.tensors.items()
+        name: tensor.to(device) for name, tensor in layer.tensors.items() if name not in NO_FACTORS
     }
     if layer.kind == "full":
         yield _Given(parts["diff"], layer.scale)
@@ -79,17 +87,73 @@ def _matrices(layer: Layer | FusedLayer, device: torch.device | str) -> Iterator
             _factor(parts, f"hada_w{i}", f"hada_t{i}", 1.0 if i == 2 else layer.scale)
             for i in (1, 2)
         )
-        yield _Hadamard(one, other)
+        step = min(one.step, other.step)
+        yield from map(_Hadamard, one.matrices(step), other.matrices(step))
     elif layer.kind == "LoKr":
         factors = [_factor(parts, f"lokr_w{i}", f"lokr_t{i}", 1.0) for i in (1, 2)]
-        small, large = sorted(factors, key=lambda factor: factor.shape[0] * factor.shape[1])
-        row = small.part(_ALL, _ALL).reshape(1, -1)
-        step = max(1, BLOCK_CPU // large.shape[1])
-        for start in range(0, large.shape[0], step):
-            column = large.part(slice(start, start + step), _ALL).reshape(-1, 1)
-            yield _Product(column, row, layer.scale)
+        small, large = sorted(factors, key=lambda factor: factor.entries)
+        row = torch.cat([x.part(_ALL, _ALL).reshape(1, -1) for x in small.matrices()], 1)
+        for matrix in large.matrices():
+            for rows in _row_ranges(matrix, BLOCK_CPU):
+                column = matrix.part(rows, _ALL).reshape(-1, 1)
+                yield from _Factors(column, row, layer.scale).matrices()
     else:  # LoRA and DoRA
-        yield _lora(parts, layer.scale)
+        up, down = parts["up"].flatten(1), parts["down"].flatten(1)
+        yield from _Factors(up, down, layer.scale, parts.get("mid")).matrices()
+
+
+def _factor(
+    parts: Mapping[str, torch.Tensor], name: str, core: str, scale: float
+) -> _Given | _Factors:
+    """One factor of a LoHa or LoKr: given, decomposed, or decomposed with a core."""
+    if name in parts:
+        return _Given(parts[name], scale)
+    a, b = parts[f"{name}_a"], parts[f"{name}_b"]
+    return _Factors(a.T if core in parts else a, b, scale, parts.get(core))
+
+
+@dataclass
+class _Factors:
+    """scale · up @ down, of whose columns some are made at a time.
+
+    With a core, scale · Σ up[o, p] · core[p, q, k, l] · down[q, i]: the core belongs to the inner
+    side, and the columns are i, k and l in any order. Without one it is transposed if that makes
+    it taller than wide.
+    """
+
+    up: torch.Tensor
+    down: torch.Tensor
+    scale: float
+    core: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.core is None and self.up.shape[0] < self.down.shape[1]:
+            self.up, self.down = self.down.T, self.up.T
+        self.kernel = 1 if self.core is None else self.core[0, 0].numel()
+        self.entries = self.up.shape[0] * self.down.shape[1] * self.kernel
+        # Columns of ``down`` that are made at a time.
+        tallest = max(self.down.shape[0], self.up.shape[1] * self.kernel)
+        self.step = max(1, FACTOR // tallest)
+
+    def matrices(self, step: int | None = None) -> Iterator[_Product]:
+        """The columns, from ``step`` of ``down`` at a time."""
+        step = step or self.step
+        for start in range(0, self.down.shape[1], step):
+            yield _Product(self.up, self._inner(slice(start, start + step)))
+
+    def _inner(self, columns: slice) -> torch.Tensor:
+        """scale · down or scale · core × down at these columns of ``down``, in fp32."""
+        down = self.down[:, columns].to(torch.float32, copy=True).mul_(self.scale)
+        if self.core is None:
+            return down
+        count = len(self.core)
+        inner = down.new_empty(count * self.kernel, down.shape[1])
+        step = max(1, FACTOR // self.core[0].numel())
+        for start in range(0, count, step):
+            core = self.core[start : start + step].flatten(2).mT.flatten(0, 1).float()
+            place = start * self.kernel
+            torch.mm(core, down, out=inner[place : place + len(core)])
+        return inner.view(count, -1)
 
 
 @dataclass
@@ -102,10 +166,14 @@ class _Given:
     def __post_init__(self) -> None:
         self.values = self.values.reshape(-1, 1)
         self.shape = tuple(self.values.shape)
+        self.entries, self.row_size = self.shape
+
+    def matrices(self) -> Iterator[_Given]:
+        yield self
 
     def part(self, rows: Index, columns: Index, buffer: torch.Tensor | None = None) -> torch.Tensor:
         # Into the buffer or a new tensor: what is the file's stays as it is.
-        values = self.values[rows, columns]
+        values = _at(self.values, (rows, columns))
         if buffer is None:
             return values.float() * self.scale
         return buffer[: values.numel()].view(values.shape).copy_(values).mul_(self.scale)
@@ -113,20 +181,17 @@ class _Given:
 
 @dataclass
 class _Product:
-    """scale · up @ down, transposed if that makes it taller than wide."""
+    """up @ down; ``down`` is in fp32."""
 
     up: torch.Tensor
     down: torch.Tensor
-    scale: float
 
     def __post_init__(self) -> None:
-        if self.up.shape[0] < self.down.shape[1]:
-            self.up, self.down = self.down.T, self.up.T
-        self.down = self.down.float() * self.scale
         self.shape = (self.up.shape[0], self.down.shape[1])
+        self.row_size = max(self.down.shape)
 
     def part(self, rows: Index, columns: Index, buffer: torch.Tensor | None = None) -> torch.Tensor:
-        up, down = self.up[rows].float(), self.down[:, columns]
+        up, down = _at(self.up, rows).float(), self.down[:, columns]
         count = up.shape[0] * down.shape[1]
         if buffer is None or count > len(buffer):
             return up @ down
@@ -135,36 +200,31 @@ class _Product:
 
 @dataclass
 class _Hadamard:
-    """Two matrices of one shape, entry by entry."""
+    """Two matrices of one shape, entry by entry.
+
+    ``spare`` is the other's buffer: were it a new one for each block, the C library would keep
+    several of the old ones.
+    """
 
     one: _Product
     other: _Product
+    spare: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         self.shape = self.one.shape
+        self.row_size = max(self.one.row_size, self.other.row_size)
 
     def part(self, rows: Index, columns: Index, buffer: torch.Tensor | None = None) -> torch.Tensor:
-        return self.one.part(rows, columns, buffer).mul_(self.other.part(rows, columns))
+        if buffer is not None and self.spare is None:
+            self.spare = torch.empty_like(buffer)
+        one = self.one.part(rows, columns, buffer)
+        return one.mul_(self.other.part(rows, columns, self.spare))
 
 
 _Matrix = _Given | _Product | _Hadamard
 
 
-def _lora(parts: Mapping[str, torch.Tensor], scale: float) -> _Product:
-    up, down = parts["up"].flatten(1), parts["down"].flatten(1)
-    if "mid" in parts:  # CP form: the core belongs to the inner side
-        down = torch.einsum("nmkl,mi->nikl", parts["mid"].float(), down.float()).flatten(1)
-    return _Product(up, down, scale)
-
-
-def _factor(
-    parts: Mapping[str, torch.Tensor], name: str, core: str, scale: float
-) -> _Given | _Product:
-    """One factor of a LoHa or LoKr: given, decomposed, or decomposed with a core."""
-    if name in parts:
-        return _Given(parts[name], scale)
-    a, b = parts[f"{name}_a"], parts[f"{name}_b"]
-    if core in parts:
-        b = torch.einsum("pqkl,qi->pikl", parts[core].float(), b.float()).flatten(1)
-        return _Product(a.T, b, scale)
-    return _Product(a, b, scale)
+def _at(values: torch.Tensor, index: Index | tuple[Index, Index]) -> torch.Tensor:
+    if values.element_size() == 1:  # not every torch can index fp8 (2.3 cannot), but each bytes
+        return values.view(torch.uint8)[index].view(values.dtype)
+    return values[index]

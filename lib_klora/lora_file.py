@@ -11,11 +11,13 @@ LoKr    scale · W₁ ⊗ W₂, either factor decomposed or not    ``lokr_w1`` �
 full    the difference itself                               ``diff``, ``w_norm``
 ======  =================================================  ====================================
 
-A bias difference (``diff_b``, ``b_norm``) goes with its weight and does not count in the scores.
+A bias difference (``diff_b``, ``b_norm``, PEFT's ``lora_B.bias``) goes with its weight and does not
+count in the scores.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -56,6 +58,8 @@ _ENDINGS = {
     ".diff": "diff",
     ".w_norm": "diff",
     ".diff_b": "bias",
+    ".lora_B.bias": "bias",
+    ".lora_B.default.bias": "bias",
     ".b_norm": "bias",
     ".alpha": "alpha",
     ".dora_scale": "dora_scale",
@@ -95,7 +99,7 @@ class Layer:
         factors = {
             name: tensor.to(device=device, dtype=torch.float32)
             for name, tensor in self.tensors.items()
-            if name not in _NO_FACTORS
+            if name not in NO_FACTORS
         }
         return _DELTAS[self.kind](factors).reshape(self.shape[0], -1) * self.scale
 
@@ -156,7 +160,7 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
     """The layers of a file from its tensors.
 
     Raises KLoraError if nothing in it is a LoRA, if factors are missing or do not fit together,
-    if a rank is zero, or if a number is not finite.
+    if a rank is zero, or if a number is complex or not finite.
     """
     groups: dict[str, dict[str, str]] = {}
     unknown: list[str] = []
@@ -170,7 +174,7 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
     text_encoder = 0
     unread = list({_prefix_of_unknown(key) for key in unknown} - groups.keys())
     for prefix, keys in groups.items():
-        if keys.keys() <= _NO_FACTORS:
+        if keys.keys() <= NO_FACTORS:
             unread.append(prefix)
             continue
         parts = _Parts(tensors, keys)
@@ -192,7 +196,10 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
     return LoraFile(name, layers, text_encoder, tuple(unread))
 
 
-_NO_FACTORS = {"alpha", "dora_scale", "bias"}
+NO_FACTORS = {"alpha", "dora_scale", "bias"}
+"""Tensors that are no part of ΔW."""
+_PIECE = 2**17
+"""Entries that are looked at while a file is read, at a time."""
 _NO_TENSORS: Mapping[str, torch.Tensor] = {}
 
 
@@ -227,13 +234,20 @@ def _prefix_of_unknown(key: str) -> str:
 
 
 def _require_finite(name: str, prefix: str, parts: Mapping[str, torch.Tensor]) -> None:
-    for tensor in parts.values():
-        # A sum is finite only if every entry is: one pass, no second tensor of that size.
-        if not torch.isfinite(tensor.float().sum(dtype=torch.float64)).item():
-            raise KLoraError(
-                f"“{name}” holds NaN or infinite numbers (first in {prefix}): the training went "
-                f"wrong or the file is damaged, choose another file."
-            )
+    if not all(map(_is_finite, parts.values())):
+        raise KLoraError(
+            f"“{name}” holds NaN, infinite or complex numbers (first in {prefix}): the "
+            f"training went wrong or the file is damaged, choose another file."
+        )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if tensor.is_complex():
+        return False
+    if tensor.numel() > _PIECE:  # torch copies what it converts
+        return all(map(_is_finite, tensor.flatten().split(_PIECE)))
+    # A sum is finite only if every entry is: one pass.
+    return math.isfinite(tensor.float().sum(dtype=torch.float64).item())
 
 
 def _layer(name: str, prefix: str, parts: Mapping[str, torch.Tensor]) -> Layer:
@@ -284,7 +298,7 @@ def _rank(parts: Mapping[str, torch.Tensor]) -> int | None:
 def _delta_lora(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     up, down = parts["up"].flatten(1), parts["down"]
     if "mid" in parts:  # CP form: the core stands between a 1×1 down and a 1×1 up
-        return torch.einsum("nmkl,on,mi->oikl", parts["mid"], up, down.flatten(1))
+        return _tucker(parts["mid"], up.T, down.flatten(1))
     return (up @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
 
 
@@ -307,11 +321,13 @@ def _delta_lokr(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return a @ b if core is None else _tucker(core, a, b)
 
     w1, w2 = factor(1).contiguous(), factor(2).contiguous()  # kron needs it
-    w1 = w1.reshape(*w1.shape, *[1] * (w2.dim() - w1.dim()))
+    w1 = w1.reshape((*w1.shape, *[1] * (w2.dim() - w1.dim())))
     return torch.kron(w1, w2)
 
 
 def _tucker(core: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    if core.shape[:2] != (a.shape[0], b.shape[0]):  # einsum would repeat a core of rank 1
+        raise ValueError("the core has other ranks")
     return torch.einsum("pqkl,po,qi->oikl", core, a, b)
 
 

@@ -15,6 +15,7 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,13 +71,14 @@ class ScoreCache:
         try:
             with np.load(path, allow_pickle=False) as entry:
                 tables = _unpack({name: entry[name] for name in entry.files}, sha256)
-            os.utime(path)  # used now: the entries used longest ago go first
-            return tables
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except Exception as error:  # whatever a damaged file makes of numpy and zipfile
             _log.info("The scores in %s cannot be used (%s): they are computed anew.", path, error)
             return {}
+        with suppress(OSError):  # a folder that one may only read
+            os.utime(path)  # used now: the entries used longest ago go first
+        return tables
 
     def save(self, sha256: str, tables: Mapping[str, LayerTable]) -> None:
         """Replaces the entry of a file, and removes old entries above the limit."""

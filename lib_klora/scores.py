@@ -147,7 +147,7 @@ def _fill(
                 ks = _worth_keeping(table.get(table_key(layer)), layer, k)
             try:
                 row = _analyse(role, layer, ks, device)
-            except RuntimeError as error:
+            except (RuntimeError, TypeError) as error:  # TypeError: MPS has no fp64 and no fp8
                 if torch.device(device).type == "cpu":
                     raise
                 _log.info("Comparing layers on %s failed (%s): the CPU goes on.", device, error)
@@ -200,7 +200,8 @@ def _analyse(
         sums[:] = running[np.minimum(ks, len(running)) - 1]
     for i in np.flatnonzero(ks > _MOST_KEPT):
         sums[i] = total if ks[i] >= layer.entries else _sum_by_counting(layer, int(ks[i]), device)
-    return LayerTable(ks, sums, total)
+    # The total is rounded otherwise, and a table's sums must not fall.
+    return LayerTable(ks, np.maximum.accumulate(sums), total)
 
 
 def _largest(
@@ -292,21 +293,35 @@ def _pieces(layer: Layer | FusedLayer, device: torch.device | str) -> Iterator[n
 @contextmanager
 def _exact_arithmetic(device: torch.device | str) -> Iterator[None]:
     """fp32 is fp32 in here: a host may calculate under autocast, or let matmuls round to TF32."""
-    cuda = torch.backends.cuda.matmul
-    if torch.__version__ >= (2, 9):  # it complains if the old switch is read after the new one
-        cpu = torch.backends.mkldnn.matmul
-        switches = [(cuda, "fp32_precision", "ieee"), (cpu, "fp32_precision", "ieee")]
-    else:
-        switches = [(cuda, "allow_tf32", False)]
-    before = [getattr(backend, name) for backend, name, _ in switches]
-    try:
-        for backend, name, exact in switches:
-            setattr(backend, name, exact)
-        with torch.inference_mode(), _no_autocast("cpu"), _no_autocast(torch.device(device).type):
+    with (
+        _exact_matmuls(),
+        torch.inference_mode(),
+        _no_autocast("cpu"),
+        _no_autocast(torch.device(device).type),
+    ):
+        yield
+
+
+@contextmanager
+def _exact_matmuls() -> Iterator[None]:
+    if torch.__version__ < (2, 9):
+        before = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("highest")
             yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    # It complains if the switch above is read after one of these was set.
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
     finally:
-        for (backend, name, _), value in zip(switches, before, strict=True):
-            setattr(backend, name, value)
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager:

@@ -118,7 +118,8 @@ def _open(path: str) -> safe_open:
 def _or_refusal(path: str | os.PathLike, read: Callable, *args: str):
     try:
         return read(*args)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    # AttributeError: a number type that this torch has not, such as uint16 before 2.3.
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise KLoraError(
             f"“{os.path.basename(path)}” cannot be read ({reason}): {_what_to_do(path, error)}"

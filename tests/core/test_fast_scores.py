@@ -1,6 +1,7 @@
 """The fast analysis gives what the plain formulas give, whatever the file holds."""
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -150,9 +151,11 @@ def assert_exact(table, layer, ks) -> None:
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Limits so small that layers of a few hundred entries pass every branch: several blocks,
-    the smallest kept entries going, the counting of a K that is too large to keep."""
+    factors in pieces, the smallest kept entries going, the counting of a K that is too large to
+    keep."""
     monkeypatch.setattr(blocks, "BLOCK_CPU", 64)
     monkeypatch.setattr(blocks, "BLOCK_GPU", 64)
+    monkeypatch.setattr(blocks, "FACTOR", 32)
     monkeypatch.setattr(blocks, "SAMPLE", 32)
     monkeypatch.setattr(scores, "_SLACK", 8)
     monkeypatch.setattr(scores, "_PIECE", 20)
@@ -199,6 +202,7 @@ def test_a_bad_guess_of_the_threshold_costs_time_only(guesses, layer, share):
 def test_blocks_hold_every_entry_once(layer):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK_CPU", 128)
+        patch.setattr(blocks, "FACTOR", 100)
         pieces = [block.clone().flatten() for block in blocks.blocks(layer, "cpu")]
     entries = torch.cat(pieces).sort(descending=True).values.double().numpy()
     expected = reference(layer)
@@ -246,10 +250,13 @@ def test_partner_ks_are_the_pairs_ks(layer):
     assert scores.partner_ks(layer).tolist() == sorted(expected)
 
 
-def test_a_fp8_file_is_read():
-    up = torch.randn(32, 4).to(torch.float8_e4m3fn)
-    down = torch.randn(4, 48).to(torch.float8_e4m3fn)
-    layer = Layer("q", "q", "LoRA", 4, 1.0, (32, 48), {"up": up, "down": down})
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_fp8_file_is_read(kind, dtype):
+    tensors = {name: torch.randn(s).to(dtype) for name, s in SHAPES[kind](4, 32, 48).items()}
+    layer = Layer("q", "q", kind.split()[0], 4, 1.0, (), tensors)
+    layer = dataclasses.replace(layer, shape=formula(layer).shape)
     assert_exact(scores._analyse("content", layer, np.array([1, 16]), "cpu"), layer, [1, 16])
 
 
@@ -385,6 +392,30 @@ def test_the_cpu_goes_on_where_a_device_fails(log):
     assert "CPU" in said
 
 
+def test_the_cpu_goes_on_where_a_device_lacks_a_number_type(log, monkeypatch):
+    """Apple's GPUs have no fp64, and torch raises a TypeError there."""
+    files = pair.pair_files(sdxl_like(8, 1, 2), sdxl_like(8, 2, 2))
+    expected = scores.compute_scores(files)
+    matrices = blocks._matrices
+
+    def without_fp64(layer, device):
+        if device != "cpu":
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return matrices(layer, device)
+
+    monkeypatch.setattr(blocks, "_matrices", without_fp64)
+    found = scores.compute_scores(files, second_device.NAME)
+    np.testing.assert_array_equal(found.s_content, expected.s_content)
+    assert "CPU" in log.text
+
+
+def test_a_device_gets_the_factors_alone():
+    layer = sdxl_like(8, 1, 1).layers.popitem()[1]
+    others = dict.fromkeys(("alpha", "dora_scale", "bias"), "not a tensor")
+    layer = dataclasses.replace(layer, tensors={**layer.tensors, **others})
+    assert len(blocks.sample(layer, second_device.NAME))
+
+
 def test_a_host_under_autocast_gets_the_same_numbers():
     """A1111 activates extra networks under autocast, where a matmul is half precision."""
     files = pair.pair_files(sdxl_like(8, 1, 2), sdxl_like(8, 2, 2))
@@ -413,12 +444,40 @@ def test_torchs_switches_are_as_before():
     assert not torch.is_inference_mode_enabled()
 
 
-def large(kind: str, out: int, inner: int) -> Layer:
-    """A layer of rank 16 and of this size."""
-    shape = (out // 3, inner // 2) if kind == "LoKr" else (out, inner)
-    shapes = {"diff": (out, inner)} if kind == "full" else SHAPES[kind](16, *shape)
-    tensors = {name: torch.randn(size).half() for name, size in shapes.items()}
-    return Layer("q", "q", kind, 16, 1.0, (out, inner), tensors)
+@pytest.mark.parametrize("version", ["2.1.2", torch.__version__])
+@pytest.mark.parametrize("precision", ["medium", "high", "highest"])
+def test_the_precision_of_matmuls_is_as_before(precision, version, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+    files = pair.pair_files(sdxl_like(2, 1, 1), sdxl_like(2, 2, 1))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        scores.compute_scores(files)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@dataclasses.dataclass(frozen=True)
+class Large:
+    """A layer as a file may hold it, by its size: see ``SHAPES``."""
+
+    kind: str
+    out: int
+    inner: int
+    rank: int = 16
+    dtype: str = "float16"
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.out}x{self.inner} rank {self.rank} {self.dtype}"
+
+    def layer(self) -> Layer:
+        dtype, kind = getattr(torch, self.dtype), self.kind.split()[0]
+        shapes = SHAPES[self.kind](self.rank, self.out, self.inner)
+        tensors = {name: torch.randn(size).to(dtype) for name, size in shapes.items()}
+        meta = {name: torch.empty(size, device="meta") for name, size in shapes.items()}
+        shape = tuple(lora_file._DELTAS[kind](meta).shape)
+        return Layer("q", "q", kind, self.rank, 1.0, shape, tensors)
 
 
 def few_to_many(layer: Layer) -> dict[str, np.ndarray]:
@@ -431,51 +490,62 @@ def few_to_many(layer: Layer) -> dict[str, np.ndarray]:
     }
 
 
-LARGEST = [("LoRA", 21504, 3072), ("LoHa", 6144, 3072), ("LoKr", 6144, 3072), ("full", 3072, 3072)]
-"""Flux' linear1 has 66 million entries, 252 MiB at once in fp32."""
+LARGEST = [
+    *itertools.product(
+        (
+            Large("LoRA", 21504, 3072),  # Flux' linear1: 252 MiB at once in fp32
+            Large("LoHa", 6144, 3072),
+            Large("LoKr", 2048, 1536),
+            Large("full", 1024, 1024),
+        ),
+        ("every partner", "most", "counted"),
+    ),
+    (Large("LoRA", 2048, 2048, rank=2048), "most"),
+    (Large("LoRA CP", 1280, 1280, rank=128), "most"),
+    (Large("LoRA CP", 640, 640, rank=512), "most"),
+    (Large("LoHa CP", 1280, 1280, rank=128), "most"),
+    (Large("LoKr conv", 1280, 1280, rank=128), "most"),
+    (Large("full", 1024, 1024, dtype="float8_e4m3fn"), "most"),
+]
 
 
-@pytest.mark.parametrize("which", ["every partner", "most", "counted"])
-@pytest.mark.parametrize(("kind", "out", "inner"), LARGEST)
+@pytest.mark.parametrize(("size", "which"), LARGEST, ids=str)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' VmHWM")
-def test_memory_of_a_large_layer(kind, out, inner, which):
-    """16 MiB are allowed beyond the factors, which may be there in fp32 beside the file's own."""
+def test_memory_of_a_large_layer(size, which):
+    """16 MiB are allowed beyond the file's own factors."""
     program = """
 import ctypes, re, sys
 sys.path[:0] = sys.argv[1:3]
-kind, which, *size = sys.argv[3:]
 import torch
-from test_fast_scores import few_to_many, large, scores
+from test_fast_scores import Large, few_to_many, scores
 torch.set_num_threads(1)
+large, which = eval(sys.argv[3]), sys.argv[4]
 
 def status(name):
     return int(re.search(name + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 
-small, layer = large(kind, 96, 64), large(kind, *map(int, size))
+small, layer = Large(large.kind, 96, 64, 16, large.dtype).layer(), large.layer()
 scores._analyse("content", small, few_to_many(small)[which], "cpu")
 ctypes.CDLL(None).malloc_trim(0)  # what was freed so far does not count as there
 open("/proc/self/clear_refs", "w").write("5")
 before = status("VmRSS")
 scores._analyse("content", layer, few_to_many(layer)[which], "cpu")
-factors = sum(t.numel() * 4 / 2**20 for n, t in layer.tensors.items() if n != "diff")
-print(status("VmHWM") - before - factors)
+print(status("VmHWM") - before)
 """
     here = Path(__file__).resolve().parent
-    command = [sys.executable, "-c", program, str(here.parents[1]), str(here)]
-    result = subprocess.run(
-        [*command, kind, which, str(out), str(inner)], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", program, str(here.parents[1]), str(here), repr(size), which]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(result.stdout) <= 16
 
 
 @pytest.mark.parametrize("guess", ["a good guess", "no guess: a block is kept whole"])
-@pytest.mark.parametrize("which", ["every partner", "most"])
-@pytest.mark.parametrize(("kind", "out", "inner"), LARGEST)
-def test_memory_on_a_device(kind, out, inner, which, guess, monkeypatch):  # noqa: PLR0917
+@pytest.mark.parametrize(("size", "which"), [x for x in LARGEST if x[1] != "counted"], ids=str)
+def test_memory_on_a_device(size, which, guess, monkeypatch):
+    """The same there, beyond a copy of the file's factors."""
     if guess != "a good guess":
         monkeypatch.setattr(scores, "_thresholds", lambda *args: iter([0.0]))
-    layer = large(kind, out, inner)
-    factors = sum(t.nbytes + t.numel() * 4 * (n != "diff") for n, t in layer.tensors.items())
+    layer = size.layer()
+    factors = sum(tensor.nbytes for tensor in layer.tensors.values())
     with second_device.most_held() as memory, torch.inference_mode():
         scores._analyse("content", layer, few_to_many(layer)[which], second_device.NAME)
     assert memory.most > blocks.BLOCK_GPU * 4

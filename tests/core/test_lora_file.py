@@ -7,6 +7,9 @@ another equals convolving with ΔW.
 
 import hashlib
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -305,11 +308,62 @@ class TestWholeFile:
         file = parse_lora("x", {**linear(Q, alpha=4), f"{Q}.diff_b": randn(8)})
         assert file.unread == ()
 
+    @pytest.mark.parametrize("bias", ["lora_B.bias", "lora_B.default.bias"])
+    def test_the_bias_of_peft_belongs_to_its_layer(self, bias):
+        weight = bias.replace("bias", "weight")
+        tensors = {
+            f"{Q}.{weight.replace('B', 'A')}": randn(4, 8),
+            f"{Q}.{weight}": randn(8, 4),
+        }
+        plain = parse_lora("x", tensors)
+        file = parse_lora("x", {**tensors, f"{Q}.{bias}": randn(8)})
+        assert file.unread == ()
+        assert torch.equal(file.layers[NAME].delta(), plain.layers[NAME].delta())
+
     def test_layer_without_tensors_keeps_what_describes_it(self):
         layer = parse_lora("x", linear(Q)).layers[NAME]
         light = layer.without_tensors()
         assert not light.tensors
         assert (light.name, light.rank, light.shape, light.kind) == (NAME, 4, (8, 8), "LoRA")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "float8_e4m3fn"])
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' VmHWM")
+def test_a_large_tensor_is_not_copied(dtype):
+    """16 million entries, which are 64 MiB in fp32 and 128 in fp64: no more than 16 for them."""
+    program = """
+import re, sys
+sys.path[:0] = [sys.argv[1]]
+import torch
+from lib_klora.lora_file import parse_lora
+torch.set_num_threads(1)
+
+def status(name):
+    return int(re.search(name + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
+
+def tensors(size):
+    return {"lora_unet_mid_block_resnets_0_conv1.diff": torch.ones(size, size).to(dtype)}
+
+dtype = getattr(torch, sys.argv[2])
+parse_lora("small", tensors(8))
+large = tensors(4096)
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+parse_lora("large", large)
+print(status("VmHWM") - before)
+"""
+    root = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-c", program, root, dtype]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(result.stdout) <= 16
+
+
+@pytest.mark.parametrize("place", [0, 2**18 - 1, 2**18, -1])
+def test_a_bad_number_is_found_wherever_it_is(place):
+    diff = torch.zeros(600, 1000)
+    diff.view(-1)[place] = float("nan")
+    with pytest.raises(KLoraError, match="NaN"):
+        parse_lora("x", {f"{CONV}.diff": diff})
 
 
 def poisoned(part: str, value: float) -> dict:
@@ -371,6 +425,37 @@ HOSTILE_TENSORS = {
     },
     "difference without dimensions": {f"{Q}.diff": torch.tensor(1.0)},
     "LoHa half that would be broadcast": {**LOHA, f"{Q}.hada_w2_a": randn(1, 3)},
+    "core that would be broadcast": {
+        f"{CONV}.lora_up.weight": randn(8, 4, 1, 1),
+        f"{CONV}.lora_mid.weight": randn(1, 4, 3, 3),
+        f"{CONV}.lora_down.weight": randn(4, 8, 1, 1),
+    },
+    "LoKr core that would be broadcast": {
+        f"{CONV}.lokr_w1": randn(2, 3),
+        f"{CONV}.lokr_t2": randn(2, 1, 3, 3),
+        f"{CONV}.lokr_w2_a": randn(2, 4),
+        f"{CONV}.lokr_w2_b": randn(3, 5),
+    },
+    "core without dimensions": {
+        f"{CONV}.lora_up.weight": randn(8, 4, 1, 1),
+        f"{CONV}.lora_mid.weight": torch.tensor(1.0),
+        f"{CONV}.lora_down.weight": randn(4, 8, 1, 1),
+    },
+    "LoKr without dimensions": {
+        f"{Q}.lokr_w1": torch.tensor(1.0),
+        f"{Q}.lokr_w2": torch.tensor(1.0),
+    },
+    "complex numbers": {
+        f"{Q}.lora_up.weight": randn(8, 4).to(torch.complex64),
+        f"{Q}.lora_down.weight": randn(4, 8).to(torch.complex64),
+    },
+    "complex numbers in the text encoder": {
+        **linear(Q),
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(
+            8, 4, dtype=torch.complex64
+        ),
+    },
+    "complex alpha": {**linear(Q), f"{Q}.alpha": torch.tensor(1j)},
 }
 
 

@@ -93,6 +93,22 @@ def test_other_multipliers_are_computed_and_kept_too(cache, no_analysis):
     cached(pair_of(), cache)  # and the first ones are still there
 
 
+def test_a_sum_over_all_entries_is_no_smaller_than_one_over_fewer(cache, monkeypatch):
+    """Of a K that is too large to keep, the sum over all is Σ|ΔW|, which is rounded otherwise."""
+    above = scores._above
+
+    def rounded_down(*args):
+        kept, total = above(*args)
+        return kept, total * (1 - 1e-7)
+
+    monkeypatch.setattr(scores, "_above", rounded_down)
+    monkeypatch.setattr(scores, "_MOST_KEPT", 1990)
+    for k in (1999, 2000):  # of 2000 entries
+        cached(pair_of(top_k=k / 24), cache)
+    tables = cache.load(SHA_C)
+    assert [table.k[-2:].tolist() for table in tables.values()] == [[1999, 2000]] * 3
+
+
 def test_many_multipliers_do_not_make_a_table_grow_for_ever(cache, monkeypatch):
     monkeypatch.setattr(scores, "_MOST_SUMS", 140)
     for k in np.linspace(0.1, 8, 60):
@@ -345,6 +361,18 @@ def test_a_folder_that_cannot_be_made_costs_the_cache_only(tmp_path):
     assert_same(cached(pair_of(), cache), scores.compute_scores(pair_of()))
     assert cache.size() == 0
     assert cache.clear() == 0
+
+
+def test_a_cache_that_may_only_be_read_is_used(cache, no_analysis, log, monkeypatch):
+    expected = cached(pair_of(), cache)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "utime", refuse)
+    no_analysis()
+    assert_same(cached(pair_of(), cache), expected)
+    assert not log.records
 
 
 def test_two_processes_may_write_at_once(tmp_path):

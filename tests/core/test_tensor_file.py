@@ -216,6 +216,14 @@ class TestRefusals:
         assert "damaged" not in self.sentence(odd)
 
 
+def test_a_number_type_that_this_torch_has_not_gets_a_sentence(write, monkeypatch):
+    """Before 2.3, torch had no uint16, and safetensors looks for it as an attribute."""
+    path, _ = write("cat", 1)
+    monkeypatch.delattr(torch, "float32")
+    with pytest.raises(KLoraError, match=r"cat\.safetensors.*cannot be read"):
+        read_safetensors(path).read_all()
+
+
 @sees_mappings
 class TestMemory:
     """While two files are compared, only a part of one of them is in memory."""
