@@ -122,7 +122,8 @@ def test_top_k_sum_grows_with_k_up_to_the_sum_of_all(entries):
     top = [klora.top_k_sum(delta, k) for k in range(1, len(entries) + 1)]
     total = klora.abs_sum(delta)
     assert top[0] == max(abs(x) for x in entries)
-    assert all(a <= b for a, b in itertools.pairwise(top))
+    # The K largest come in any order, and a sum of fp64 rounds with it.
+    assert all(a <= b + 1e-12 * total for a, b in itertools.pairwise(top))
     assert top[-1] == pytest.approx(total, rel=1e-12)
     # Concave: each further entry is no larger than the one before it.
     steps = np.diff([0, *top])
