@@ -93,9 +93,10 @@ def _matrices(layer: Layer | FusedLayer, device: torch.device | str) -> Iterator
         factors = [_factor(parts, f"lokr_w{i}", f"lokr_t{i}", 1.0) for i in (1, 2)]
         small, large = sorted(factors, key=lambda factor: factor.entries)
         row = torch.cat([x.part(_ALL, _ALL).reshape(1, -1) for x in small.matrices()], 1)
+        buffer = torch.empty(BLOCK_CPU, dtype=torch.float32, device=device)
         for matrix in large.matrices():
             for rows in _row_ranges(matrix, BLOCK_CPU):
-                column = matrix.part(rows, _ALL).reshape(-1, 1)
+                column = matrix.part(rows, _ALL, buffer).reshape(-1, 1)
                 yield from _Factors(column, row, layer.scale).matrices()
     else:  # LoRA and DoRA
         up, down = parts["up"].flatten(1), parts["down"].flatten(1)
@@ -148,7 +149,7 @@ class _Factors:
             return down
         count = len(self.core)
         inner = down.new_empty(count * self.kernel, down.shape[1])
-        step = max(1, FACTOR // self.core[0].numel())
+        step = max(1, FACTOR // 4 // self.core[0].numel())  # it is there twice, in another order
         for start in range(0, count, step):
             core = self.core[start : start + step].flatten(2).mT.flatten(0, 1).float()
             place = start * self.kernel
