@@ -281,10 +281,12 @@ class Session:
         if isinstance(settings, KLoraError):
             raise settings
         request = parse_tags(tags)
-        if request is None and not (hires and _has_tags(p)):  # a prompt's tags go first in all
+        if request is None and not (
+            hires and prompts_have_tags(p)
+        ):  # a prompt's tags go first in all
             request = _named_pair(settings)
         if request is None:
-            if settings.enabled and not _has_tags(p):
+            if settings.enabled and not prompts_have_tags(p):
                 raise KLoraError(
                     "K-LoRA is switched on, but no LoRAs are given: write two <klora:NAME> tags, "
                     "or name a content and a style LoRA."
@@ -505,7 +507,7 @@ class Session:
         )
 
 
-def _has_tags(p: Any) -> bool:
+def prompts_have_tags(p: Any) -> bool:
     """Whether any of a generation's prompts has our tags; each pass is activated by itself."""
     prompts = ("extra_network_data", "hr_extra_network_data")
     return any("klora" in (getattr(p, name, None) or ()) for name in prompts)

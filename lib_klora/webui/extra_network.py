@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 from modules import extra_networks, processing
@@ -9,7 +10,7 @@ from modules import extra_networks, processing
 from .. import infotext
 from ..errors import KLoraError
 from ..hosts import Host
-from ..session import Session
+from ..session import Session, prompts_have_tags
 from ..settings import Settings, from_args
 from .options import tag_defaults, tags_work_alone
 from .reading import Runs
@@ -90,7 +91,8 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
             data = getattr(p, name, None)
             if data is None:
                 continue
-            data = {key: params for key, params in data.items() if key != _TEXT_STATE}
+            data = copy(data)
+            data.pop(_TEXT_STATE, None)
             if state is not None:
                 data[_TEXT_STATE] = [extra_networks.ExtraNetworkParams([repr(state)])]
             setattr(p, name, data)
@@ -119,10 +121,8 @@ class UnavailableNetwork(extra_networks.ExtraNetwork):
 def _settings_of(p: Any, has_tags: bool) -> Settings:
     """The settings of a generation, for the pass that is being prepared."""
     settings = with_axes(p, _accordion_of(p, has_tags))
-    names = settings.content or settings.style
-    if has_axes(p) and not (
-        has_tags or names or settings.enabled or getattr(p, "is_hr_pass", False)
-    ):
+    named = settings.content or settings.style
+    if has_axes(p) and not (prompts_have_tags(p) or named or settings.enabled):
         raise KLoraError(
             "The plot has an axis of K-LoRA, but no LoRAs are given: write two <klora:NAME> tags, "
             "or name a content and a style LoRA."

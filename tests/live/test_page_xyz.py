@@ -89,6 +89,12 @@ def test_the_axes_of_the_pair_have_no_effect_beside_tags_and_say_so(webui):
     assert "tags" in webui.log_since(mark) + result.error
 
 
+def test_an_axis_without_any_pair_says_so(webui):
+    result = plot(webui, "α: slope", "1,2")
+    assert not result.error
+    assert any("axis of K-LoRA, but no LoRAs are given" in text for text in result.infotexts)
+
+
 # by mouse and keyboard ----------------------------------------------------------------------------
 
 
