@@ -281,10 +281,8 @@ class Session:
         if isinstance(settings, KLoraError):
             raise settings
         request = parse_tags(tags)
-        if request is None and not (
-            hires and prompts_have_tags(p)
-        ):  # a prompt's tags go first in all
-            request = _named_pair(settings)
+        if request is None and not (hires and prompts_have_tags(p)):
+            request = _named_pair(settings)  # the first pass's tags go first in the hires pass too
         if request is None:
             if settings.enabled and not prompts_have_tags(p):
                 raise KLoraError(
@@ -313,7 +311,7 @@ class Session:
             settings.start(t0),
             weakref.ref(p),
         )
-        active.plan_for(1, 0.0)  # here, where what is wrong with a pair becomes a sentence
+        active.plan_for(1, active.t0)  # here, where what is wrong with a pair becomes a sentence
         if not hires or infotext.KEY not in p.extra_generation_params:
             written = replace(settings, content="", style="") if tags else settings
             p.extra_generation_params[infotext.KEY] = infotext.write(

@@ -78,10 +78,9 @@ def keep_maps(p: Any, processed: Any, report: Report) -> None:
     """Shows the maps of a generation after its images, or saves them beside the first of them, as
     the Settings page says."""
     append, save = (getattr(shared.opts, f"klora_{do}_map", False) for do in ("append", "save"))
-    if _is_within_script(p):
-        append = False
+    append = append and not _is_within_script(p)
     images, first = processed.images, processed.index_of_first_image
-    if first >= len(images):
+    if not (append or save) or first >= len(images):
         return
     saved = getattr(images[first], "already_saved_as", None)
     stems: Counter[str] = Counter()

@@ -226,16 +226,6 @@ class TestPasses:
                 session.activate(p, [["cat"], [style]], OFF)
         assert host.count("load") == 3
 
-    def test_named_loras_stay_out_of_a_hires_pass_where_the_prompt_has_tags(self, session, host):
-        named = Settings(content="cat", style="oil")
-        p = Processing(enable_hr=True, extra_network_data={"klora": TAGS})
-        session.activate(p, TAGS, named)
-        p.is_hr_pass = True
-        session.activate(p, [], named)
-        session.before_model_call(call(0))
-        assert host.attached is None
-        assert infotext.ERROR_KEY not in p.extra_generation_params
-
     def test_named_loras_go_on_in_a_hires_pass_without_tags(self, session, host):
         named = Settings(content="cat", style="oil")
         p = Processing(enable_hr=True, extra_network_data={}, hr_extra_network_data={})
@@ -253,11 +243,14 @@ class TestPasses:
         assert host.began_with[-1].tolist() == wanted.tolist()
         assert wanted.tolist() != plan_of(folder, settings, steps=1).row(0).tolist()
 
-    def test_hires_without_tags_runs_without(self, session, host):
-        p = Processing(enable_hr=True)
-        session.activate(p, TAGS, OFF)
+    @pytest.mark.parametrize("settings", [OFF, Settings(content="cat", style="oil")])
+    def test_hires_without_tags_runs_without_where_the_prompt_has_tags(
+        self, session, host, settings
+    ):
+        p = Processing(enable_hr=True, extra_network_data={"klora": TAGS})
+        session.activate(p, TAGS, settings)
         p.is_hr_pass = True
-        session.activate(p, [], OFF)
+        session.activate(p, [], settings)
         session.before_model_call(call(0))
         assert host.attached is None
         assert infotext.ERROR_KEY not in p.extra_generation_params
