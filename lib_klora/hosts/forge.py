@@ -25,6 +25,7 @@ import torch
 from backend import memory_management, utils
 from backend.args import dynamic_args
 from backend.patcher import lora as host_lora
+from backend.patcher.base import ModelPatcher
 from modules import sd_models
 
 from ..errors import KLoraError
@@ -109,6 +110,12 @@ class Forge(CommonHost):
     """The Host protocol for Forge."""
 
     name = "Forge"
+
+    def __init__(self) -> None:
+        """Raises ImportError in a fork of Forge that applies LoRAs in another way."""
+        super().__init__()
+        if not (hasattr(ModelPatcher, "refresh_loras") and isinstance(dynamic_args, dict)):
+            raise ImportError("its patcher is not the one that K-LoRA knows")
 
     def model(self) -> object:
         return self._engine().forge_objects_original.unet.model
