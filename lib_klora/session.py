@@ -397,7 +397,8 @@ class Session:
         return self._hashes[on_disk.version]
 
     def _fitting(self, file: LoraFile, lora: HostLora, layers: str) -> tuple[LoraFile, list[str]]:
-        """The file reduced to what the host can apply to the present model, and what to tell."""
+        """The file without those layers in scope that the host cannot apply to the present model,
+        and what to tell."""
         notes = []
         scope = [name for name in file.layers if layers == "all" or is_attention(name)]
         fitting = {}
@@ -423,7 +424,8 @@ class Session:
                 f"{len(file.unread)} layers of “{file.name}” (such as {file.unread[0]}) are of a "
                 f"type that K-LoRA cannot compare and are left out."
             )
-        return replace(file, layers=fitting), notes
+        others = {name: file.layers[name] for name in file.layers.keys() - set(scope)}
+        return replace(file, layers=others | fitting), notes
 
     def _fuse(
         self,

@@ -693,6 +693,17 @@ class TestPartlyFittingFile:
         strange = [p.replace("down_blocks_0", "down_blocks_7") for p in PREFIXES[:2]]
         save_file(linears([*PREFIXES, *strange], seed=9), folder / "strange.safetensors")
 
+    @pytest.mark.parametrize(("layers", "advice"), [("attention", "“all”"), ("all", None)])
+    def test_a_file_without_attention_layers_is_not_said_to_change_text_only(
+        self, session, host, folder, layers, advice
+    ):
+        ff = PREFIXES[0].replace("attn1_to_q", "ff_net_2")
+        host.present = Model([*PREFIXES, ff])
+        save_file(linear(ff), folder / "cat.safetensors")
+        p = generate(session, settings=Settings(layers=layers))
+        error = p.extra_generation_params.get(infotext.ERROR_KEY)
+        assert (advice in error and "text encoder" not in error) if advice else error is None
+
     def test_layers_that_do_not_fit_are_left_out_and_said(self, session, host, folder):
         self.few_strange_layers(folder)
         p = generate(session, tags=[["strange"], ["ink"]])
