@@ -712,6 +712,15 @@ class TestPartlyFittingFile:
         assert "2 layers of “strange”" in comment
         assert infotext.KEY in p.extra_generation_params
 
+    def test_one_layer_that_is_left_out_is_one(self, session, host, folder):
+        unread = {"lora_unet_mid_block_attentions_0_proj_in.oft_blocks": torch.ones(2, 2, 2)}
+        strange = linear(PREFIXES[0].replace("down_blocks_0", "down_blocks_7"))
+        save_file(linears(PREFIXES, seed=9) | strange | unread, folder / "cat.safetensors")
+        assert [comment.partition(")")[2] for comment in generate(session).comments] == [
+            " does not fit this model and is left out.",
+            " is of a type that K-LoRA cannot compare and is left out.",
+        ]
+
     def test_larger_file_goes_first_and_the_contents_notes_too(self, session, host, folder):
         """Whichever role the larger file has: the memory a host needs for it is free then."""
         self.few_strange_layers(folder)
