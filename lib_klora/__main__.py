@@ -46,7 +46,7 @@ _SETTINGS = (
 
 _SPELLINGS = (
     ("lycoris_", "LyCORIS"),
-    ("lora_transformer_", "LyCORIS"),
+    ("lora_transformer_", "OneTrainer"),
     ("lora_unet_", "kohya"),
     ("base_model.model.", "PEFT"),
     ("diffusion_model.", "ComfyUI"),
@@ -320,7 +320,7 @@ def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         return
     others = record["other_layers"]
     lines = {
-        "file": f"{file.name}, {record['bytes'] / 2**20:.1f} MiB, {', '.join(record['dtypes'])}",
+        "file": ", ".join([file.name, f"{record['bytes'] / 2**20:.1f} MiB", *record["dtypes"]]),
         "SHA-256": f"{sha256}",
         "names": ", ".join(record["spelling"]) or "none of the denoising network",
         "made for": record["base_model"],

@@ -9,7 +9,8 @@ Spellings that are read:
 
 =====================  ===========================================================================
 kohya                  ``lora_unet_…`` with diffusers or LDM block names; ``lora_te_…``
-LyCORIS / SimpleTuner  ``lycoris_…``, ``lora_transformer_…`` with diffusers block names
+LyCORIS / SimpleTuner  ``lycoris_…`` with diffusers block names
+OneTrainer             ``lora_transformer_…`` with diffusers block names
 old diffusers          ``unet.….processor.to_q_lora.up``, with or without ``unet.``
 diffusers / PEFT       ``unet.….to_q.lora_A``, ``transformer.….to_q.lora_A``
 ComfyUI / BFL          ``diffusion_model.input_blocks.…``, ``diffusion_model.double_blocks.…``

@@ -179,6 +179,10 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
             continue
         parts = _Parts(tensors, keys)
         read = dict(parts)
+        if read.keys().isdisjoint(_RANKED):
+            # Says nothing, to both hosts either. It is infinite where a LoKr was asked for whole
+            # factors by a rank that fp16 has no number for (LyCORIS, AI Toolkit).
+            read.pop("alpha", None)
         _require_finite(name, prefix, read)
         if is_text_encoder(prefix):
             text_encoder += 1
@@ -198,6 +202,9 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
 
 NO_FACTORS = {"alpha", "dora_scale", "bias"}
 """Tensors that are no part of ΔW."""
+_RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+"""Tensors with as many rows as the layer's rank. A LoKr may decompose both factors: like both
+hosts, take the second one's rank then."""
 _PIECE = 2**17
 """Entries that are looked at while a file is read, at a time."""
 _NO_TENSORS: Mapping[str, torch.Tensor] = {}
@@ -288,11 +295,7 @@ def _kind(parts: Mapping[str, torch.Tensor]) -> str | None:
 
 
 def _rank(parts: Mapping[str, torch.Tensor]) -> int | None:
-    # A LoKr may decompose both factors; like both hosts, take the second one's rank then.
-    for factor in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
-        if factor in parts:
-            return parts[factor].shape[0]
-    return None
+    return next((parts[factor].shape[0] for factor in _RANKED if factor in parts), None)
 
 
 def _delta_lora(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -80,15 +80,7 @@ def pair_files(
     ]
     for file, scope in zip((content, style), in_scope, strict=True):
         if not scope:
-            raise KLoraError(
-                f"“{file.name}” has no {'attention ' if layers == 'attention' else ''}layer, so "
-                f"there is nothing to fuse"
-                + (
-                    ": choose another file, or layers “all” to fuse what it has."
-                    if file.layers
-                    else ": it changes the text encoder only, use it as <lora:…>."
-                )
-            )
+            raise KLoraError(_sentence_of_no_layer(file, "attention " * (layers == "attention")))
     c, s = _whole_where_one_is(*in_scope)
     common = sorted(c.keys() & s.keys())
     different = [name for name in common if not _fit_one_parameter(c[name], s[name])]
@@ -155,6 +147,18 @@ def _fit_one_parameter(content: Layer | FusedLayer, style: Layer | FusedLayer) -
     if isinstance(content, FusedLayer) or isinstance(style, FusedLayer):
         return True
     return content.shape[0] == style.shape[0] and content.entries == style.entries
+
+
+def _sentence_of_no_layer(file: LoraFile, kind: str) -> str:
+    """What to tell of a file without a layer in scope; ``kind`` is which those are."""
+    if file.layers:
+        advice = "choose another file, or layers “all” to fuse what it has."
+    elif file.unread:
+        advice = "choose another file."
+    else:
+        advice = "it changes the text encoder only, use it as <lora:…>."
+    readable = " of a type that K-LoRA can compare" if file.unread else ""
+    return f"“{file.name}” has no {kind}layer{readable}, so there is nothing to fuse: {advice}"
 
 
 def _sentence_of_shapes(

@@ -397,7 +397,8 @@ class Session:
         return self._hashes[on_disk.version]
 
     def _fitting(self, file: LoraFile, lora: HostLora, layers: str) -> tuple[LoraFile, list[str]]:
-        """The file reduced to what the host can apply to the present model, and what to tell."""
+        """The file without those layers in scope that the host cannot apply to the present model,
+        and what to tell."""
         notes = []
         scope = [name for name in file.layers if layers == "all" or is_attention(name)]
         fitting = {}
@@ -414,16 +415,12 @@ class Session:
                 f"that {self._host.name} does not read: choose another file or checkpoint."
             )
         if missing:
-            notes.append(
-                f"{len(missing)} layers of “{file.name}” (such as {missing[0]}) do not fit this "
-                f"model and are left out."
-            )
+            notes.append(_left_out(file, missing, "does not fit", "do not fit", "this model"))
         if file.unread:
-            notes.append(
-                f"{len(file.unread)} layers of “{file.name}” (such as {file.unread[0]}) are of a "
-                f"type that K-LoRA cannot compare and are left out."
-            )
-        return replace(file, layers=fitting), notes
+            what = "of a type that K-LoRA cannot compare"
+            notes.append(_left_out(file, file.unread, "is", "are", what))
+        others = {name: file.layers[name] for name in file.layers.keys() - set(scope)}
+        return replace(file, layers=others | fitting), notes
 
     def _fuse(
         self,
@@ -503,6 +500,14 @@ class Session:
             f"K-LoRA failed ({type(error).__name__}: {error}); the picture is made without it. "
             f"Please report this with the lines above in the WebUI's log.",
         )
+
+
+def _left_out(file: LoraFile, prefixes: Sequence[str], one: str, more: str, why: str) -> str:
+    """What to tell of these layers; ``one`` and ``more`` are the verb before ``why``."""
+    such = f"of “{file.name}” (such as {prefixes[0]})"
+    if len(prefixes) == 1:
+        return f"1 layer {such} {one} {why} and is left out."
+    return f"{len(prefixes)} layers {such} {more} {why} and are left out."
 
 
 def prompts_have_tags(p: Any) -> bool:

@@ -41,7 +41,9 @@ SENTENCES = (
     "Subject “x”, style “y”.",
     "The prompt's <klora:…> tags are used, not the LoRAs named beside them.",
     "The first pass has K-LoRA, the hires pass has not.",
+    "1 layer of “x” (such as y) does not fit this model and is left out.",
     "2 layers of “x” (such as y) do not fit this model and are left out.",
+    "1 layer of “x” (such as y) is of a type that K-LoRA cannot compare and is left out.",
     "2 layers of “x” (such as y) are of a type that K-LoRA cannot compare and are left out.",
     # what went wrong
     "No LoRAs are given: choose a content and a style LoRA, or write two <klora:NAME> tags.",
@@ -268,11 +270,20 @@ TRANSLATIONS = {
         "第一遍使用了 K-LoRA，高分辨率修复这一遍没有使用。",
         "最初のパスには K-LoRA が使われ、高解像度補助のパスには使われていません。",
     ),
+    "layer of": ("层属于", "層："),
     "layers of": ("层属于", "層："),
     "(such as": ("（例如", "（例："),
+    ") does not fit this model and is left out.": (
+        "）不适合此模型，已略过。",
+        "）はこのモデルに合わないため省きました。",
+    ),
     ") do not fit this model and are left out.": (
         "）不适合此模型，已略过。",
         "）はこのモデルに合わないため省きました。",
+    ),
+    ") is of a type that K-LoRA cannot compare and is left out.": (
+        "）的类型 K-LoRA 无法比较，已略过。",
+        "）は K-LoRA が比較できない種類のため省きました。",
     ),
     ") are of a type that K-LoRA cannot compare and are left out.": (
         "）的类型 K-LoRA 无法比较，已略过。",

@@ -244,6 +244,7 @@ def test_inspect(tmp_path, capsys):
         (BLOCK.format(0, "k"), 1024, ("kohya", "Stable Diffusion 2.x")),
         ("diffusion_model.middle_block.1.x", 64, ("ComfyUI", "not recognised")),
         ("transformer.transformer_blocks.0.attn.to_q", 64, ("diffusers", "Flux")),
+        ("lora_transformer_single_transformer_blocks_0_proj_out", 64, ("OneTrainer", "Flux")),
     ],
 )
 def test_inspect_recognises(tmp_path, capsys, name, width, expected):
@@ -253,6 +254,18 @@ def test_inspect_recognises(tmp_path, capsys, name, width, expected):
     assert main(["inspect", str(tmp_path / "x.safetensors"), "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (*found["spelling"], found["base_model"]) == expected
+
+
+def test_inspect_of_a_text_encoder_file(tmp_path, capsys):
+    prefix = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    tensors = {f"{prefix}.lora_up.weight": torch.ones(8, 1)}
+    save_file(
+        tensors | {f"{prefix}.lora_down.weight": torch.ones(1, 8)}, tmp_path / "x.safetensors"
+    )
+    assert main(["inspect", str(tmp_path / "x.safetensors")]) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == "file     x.safetensors, 0.0 MiB"
+    assert last == "layers   0 attention, 0 other, 1 text encoder"
 
 
 # -- errors, as a person at a terminal or a script expects them -----------------------------------

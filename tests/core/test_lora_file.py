@@ -235,6 +235,21 @@ class TestLoKr:
         # An undecomposed one has no rank, and its alpha no meaning: both hosts take scale 1.
         assert close(layer.delta(), kron(w1, w2) * (14 / rank if rank else 1))
 
+    @pytest.mark.parametrize("prefix", [Q, "lora_te_text_model_encoder_layers_0_mlp_fc1"])
+    def test_whole_factors_need_no_alpha_that_is_a_number(self, prefix):
+        """LyCORIS with dim=100000 and AI Toolkit (9999999999) ask for whole factors by a huge rank,
+        and save it as alpha: infinite in fp16. Both hosts leave it out, as there is no rank."""
+        factors = {f"{prefix}.lokr_w1": self.W1, f"{prefix}.lokr_w2": self.W2}
+        alpha = torch.tensor(100000.0, dtype=torch.float16)
+        file = parse_lora("file", {**factors, f"{prefix}.alpha": alpha})
+        if prefix == Q:
+            (layer,) = file.layers.values()
+            assert (layer.rank, layer.scale) == (None, 1.0)
+            assert close(layer.delta(), kron(self.W1.numpy(), self.W2.numpy()))
+        low = dict(zip((f"{prefix}.lokr_w2_a", f"{prefix}.lokr_w2_b"), self.W2_AB, strict=True))
+        with pytest.raises(KLoraError, match="infinite"):
+            parse_lora("file", {f"{prefix}.lokr_w1": self.W1, **low, f"{prefix}.alpha": alpha})
+
     def test_conv_whole(self, layer_of):
         w2 = randn(4, 5, 3, 3, seed=2)
         layer = layer_of({f"{CONV}.lokr_w1": self.W1, f"{CONV}.lokr_w2": w2})

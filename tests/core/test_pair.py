@@ -330,6 +330,15 @@ class TestErrors:
         with pytest.raises(KLoraError, match=r"“te only”.*<lora:"):
             pair_files(te, file("b", linear(Q)), layers=layers)
 
+    @pytest.mark.parametrize("more", [{}, linear(FF)])
+    def test_a_type_that_cannot_be_compared_is_not_said_to_be_missing(self, more):
+        te = linear("lora_te_text_model_encoder_layers_0_mlp_fc1")
+        oft = file("oft", {**te, **more, f"{Q}.oft_blocks": randn(2, 2, 2)})
+        with pytest.raises(KLoraError, match="“oft” has no attention layer of a type") as told:
+            pair_files(oft, file("b", linear(Q)))
+        assert "text encoder" not in str(told.value)
+        assert ("“all”" in str(told.value)) == bool(more)
+
 
 def test_pair_of_whole_projections_is_complete():
     prefixes = attention_prefixes(8)

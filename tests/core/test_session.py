@@ -693,6 +693,17 @@ class TestPartlyFittingFile:
         strange = [p.replace("down_blocks_0", "down_blocks_7") for p in PREFIXES[:2]]
         save_file(linears([*PREFIXES, *strange], seed=9), folder / "strange.safetensors")
 
+    @pytest.mark.parametrize(("layers", "advice"), [("attention", "“all”"), ("all", None)])
+    def test_a_file_without_attention_layers_is_not_said_to_change_text_only(
+        self, session, host, folder, layers, advice
+    ):
+        ff = PREFIXES[0].replace("attn1_to_q", "ff_net_2")
+        host.present = Model([*PREFIXES, ff])
+        save_file(linear(ff), folder / "cat.safetensors")
+        p = generate(session, settings=Settings(layers=layers))
+        error = p.extra_generation_params.get(infotext.ERROR_KEY)
+        assert (advice in error and "text encoder" not in error) if advice else error is None
+
     def test_layers_that_do_not_fit_are_left_out_and_said(self, session, host, folder):
         self.few_strange_layers(folder)
         p = generate(session, tags=[["strange"], ["ink"]])
@@ -700,6 +711,15 @@ class TestPartlyFittingFile:
         (comment,) = p.comments
         assert "2 layers of “strange”" in comment
         assert infotext.KEY in p.extra_generation_params
+
+    def test_one_layer_that_is_left_out_is_one(self, session, host, folder):
+        unread = {"lora_unet_mid_block_attentions_0_proj_in.oft_blocks": torch.ones(2, 2, 2)}
+        strange = linear(PREFIXES[0].replace("down_blocks_0", "down_blocks_7"))
+        save_file(linears(PREFIXES, seed=9) | strange | unread, folder / "cat.safetensors")
+        assert [comment.partition(")")[2] for comment in generate(session).comments] == [
+            " does not fit this model and is left out.",
+            " is of a type that K-LoRA cannot compare and is left out.",
+        ]
 
     def test_larger_file_goes_first_and_the_contents_notes_too(self, session, host, folder):
         """Whichever role the larger file has: the memory a host needs for it is free then."""

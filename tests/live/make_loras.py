@@ -218,7 +218,7 @@ def loha(shape, rank, scale, noise):
 
 
 def lokr(shape, rank, scale, noise):
-    """LoKr w₁ ⊗ w₂ with neither decomposed, so that no rank is declared."""
+    """LoKr w₁ ⊗ w₂ with neither decomposed, so that no rank is declared and alpha says nothing."""
     width = scale / math.sqrt(math.prod(shape[1:]))
     return {
         "lokr_w1": noise(4, 4),
@@ -365,7 +365,7 @@ MORE = {
         "style_bf16": dict(STYLE, dtype="bfloat16"),
         "style_dora": dict(STYLE, kind="dora"),
         "style_loha": dict(STYLE, kind="loha", which="all"),
-        "content_lokr": dict(CONTENT, kind="lokr"),
+        "content_lokr": dict(CONTENT, kind="lokr", alpha=100_000),  # infinite in fp16
         "style_lokr_low": dict(STYLE, kind="lokr_low"),
         "style_full": dict(STYLE, kind="full", which="all"),
         "content_down": dict(CONTENT, only="input_blocks|middle"),
