@@ -54,6 +54,7 @@ _VARIABLE = re.compile(
     r"“[^”]*”"  # what somebody else has named
     r"|<klora:(?!…|NAME>)[^>]*>"  # a tag as it was written, not one that explains
     r"|(?<=such as )[^),]+"
+    r"|(?<=\()[0-9a-f]{12}(?=\))"  # a file's hash
     r"|(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)"
     rf"|(?:{'|'.join(map(re.escape, METHODS))}): "
     r"|; "  # no variable, but what is on either side of it occurs without the other

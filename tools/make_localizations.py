@@ -21,7 +21,7 @@ NAMES = {"K-LoRA"}
 """Not translated."""
 OTHER_TEXTS = (
     page.PREVIEW, page.DEFAULTS, page.ADVANCED, NO_LORA, *page.HINT, page.ANALYSING,
-    page.CLEAR_CACHE, "subject", "style",
+    page.CLEAR_CACHE, "subject", "style", "Content LoRA: refresh",
     "K-LoRA: this is the content. Again: take it out. The other letter: swap the two roles.",
     "K-LoRA: this is the style. Again: take it out. The other letter: swap the two roles.",
 )  # fmt: skip
@@ -55,8 +55,31 @@ SENTENCES = (
     "prompt has 1 (“x”): add a second one.",
     "K-LoRA needs exactly two <klora:…> tags, one for the subject and one for the style, but the "
     "prompt has 3 (“x”, “y”, “z”): keep two; others can be <lora:…>.",
+    "K-LoRA has a content LoRA but no style LoRA: name both, or neither and write two <klora:…> "
+    "tags.",
+    "K-LoRA has a style LoRA but no content LoRA: name both, or neither and write two <klora:…> "
+    "tags.",
+    "<klora:x> and <klora:y> both have the role content: make one of them content and the other "
+    "style.",
+    "<klora:x> and <klora:y> both have the role style: make one of them content and the other "
+    "style.",
+    "The prompt has <klora:…> tags, but the K-LoRA accordion is off, and Settings → K-LoRA says "
+    "that tags need it: switch one of the two on.",
+    "alpha is 0, but S* wraps around at alpha: set alpha above 0, or S.",
+    *(
+        f"“x” does not fit this model: 2 of its 3 layers (such as y) have no counterpart that "
+        f"{host} can apply them to. It was made for another kind of model, or its layer names are "
+        f"in a spelling that {host} does not read: choose another file or checkpoint."
+        for host in ("AUTOMATIC1111", "Forge")
+    ),
+    "“x” does not fit this model: Forge cannot place 2 of its 3 tensors (such as y) and drops the "
+    "whole file. It was made for another model, or its spelling is one that Forge does not read.",
     "The comparison of the two LoRAs was interrupted: generate again and it goes on where it "
     "stopped.",
+    # what a paste found
+    "The LoRA “x” of this picture is now called “y”.",
+    "The LoRA “x” of this picture (0123456789ab) is not here.",
+    "“x” is not the file that this picture was made with (0123456789ab).",
 )
 """Sentences that a run or a preview makes, about any names and numbers. All others can be
 translated in the same way; these are what people see most."""
@@ -78,7 +101,7 @@ TRANSLATIONS = {
         "起始位置：越小越偏向主体。",
         "始まりの位置：小さいほど主題寄り。",
     ),
-    "Scale": ("缩放函数", "スケール関数"),
+    "Scale": ("缩放", "スケール"),  # a slider of img2img has this name too
     "S: subject, then style. S*: style, subject, style. none: no change.": (
         "S：先主体，后风格。S*：风格、主体、风格。none：不随时间变化。",
         "S：主題、次に画風。S*：画風、主題、画風。none：変化なし。",
@@ -160,8 +183,8 @@ TRANSLATIONS = {
     ),
     "Hires scale": ("高清修复缩放函数", "高解像度スケール関数"),
     "As Scale, for the hires pass.": (
-        "同“缩放函数”，用于高清修复阶段。",
-        "「スケール関数」の高解像度パス用。",
+        "同“缩放”，用于高清修复阶段。",
+        "「スケール」の高解像度パス用。",
     ),
     "Hires α: slope": ("高清修复 α：斜率", "高解像度 α：傾き"),
     "As α, for the hires pass.": ("同 α，用于高清修复阶段。", "α の高解像度パス用。"),
@@ -319,8 +342,75 @@ TRANSLATIONS = {
         "两个 LoRA 的比较被中断：再次生成时会从中断处继续。",
         "2 つの LoRA の比較が中断されました：もう一度生成すると続きから始まります。",
     ),
+    "Content LoRA: refresh": ("内容 LoRA：刷新", "内容 LoRA：更新"),
+    "K-LoRA has a content LoRA but no style LoRA: name both, or neither and write two <klora:…> "
+    "tags.": (
+        "有内容 LoRA，但没有风格 LoRA：请两个都选，或都不选并写两个 <klora:…> 标签。",
+        "内容 LoRA はありますが、画風 LoRA がありません：両方を選ぶか、どちらも選ばずに"
+        " <klora:…> タグを 2 つ書いてください。",
+    ),
+    "K-LoRA has a style LoRA but no content LoRA: name both, or neither and write two <klora:…> "
+    "tags.": (
+        "有风格 LoRA，但没有内容 LoRA：请两个都选，或都不选并写两个 <klora:…> 标签。",
+        "画風 LoRA はありますが、内容 LoRA がありません：両方を選ぶか、どちらも選ばずに"
+        " <klora:…> タグを 2 つ書いてください。",
+    ),
+    "and": ("和", "と"),
+    "both have the role content: make one of them content and the other style.": (
+        "的角色都是内容：请将其中一个改为风格。",
+        "の役割がどちらも内容です：一方を画風にしてください。",
+    ),
+    "both have the role style: make one of them content and the other style.": (
+        "的角色都是风格：请将其中一个改为内容。",
+        "の役割がどちらも画風です：一方を内容にしてください。",
+    ),
+    "The prompt has <klora:…> tags, but the K-LoRA accordion is off, and Settings → K-LoRA says "
+    "that tags need it: switch one of the two on.": (
+        "提示词中有 <klora:…> 标签，但 K-LoRA 折叠面板已关闭，而设置 → K-LoRA 规定标签需要它："
+        "请打开其中之一。",
+        "プロンプトに <klora:…> タグがありますが、K-LoRA のアコーディオンがオフで、"
+        "設定 → K-LoRA ではタグにそれが必要です：どちらかをオンにしてください。",
+    ),
+    "alpha is": ("alpha 为", "alpha は"),
+    ", but S* wraps around at alpha: set alpha above": (
+        "，但 S* 以 alpha 为周期：请将 alpha 设为大于",
+        "ですが、S* は alpha で折り返します：alpha を",
+    ),
+    ", or S.": ("，或选择 S。", "より大きくするか、S を選んでください。"),
+    "does not fit this model:": ("不适用于此模型：", "はこのモデルに合いません："),
+    "of its": ("/", "/"),
+    "layers (such as": ("层（例如", "層（例："),
+    **{
+        f") have no counterpart that {host} can apply them to. It was made for another kind of "
+        f"model, or its layer names are in a spelling that {host} does not read: choose another "
+        f"file or checkpoint.": (
+            f"）没有 {host} 可以应用的对应层。它是为另一种模型制作的，或其层名的写法 {host} "
+            f"无法识别：请选择其他文件或其他模型。",
+            f"）には、{host} が適用できる対応する層がありません。別の種類のモデル用か、層の名前が"
+            f" {host} の読めない表記です：別のファイルかチェックポイントを選んでください。",
+        )
+        for host in ("AUTOMATIC1111", "Forge")
+    },
+    "does not fit this model: Forge cannot place": (
+        "不适用于此模型：Forge 无法放置其张量中的",
+        "はこのモデルに合いません：Forge が置けないテンソルが",
+    ),
+    "tensors (such as": ("个（例如", "個（例："),
+    ") and drops the whole file. It was made for another model, or its spelling is one that Forge "
+    "does not read.": (
+        "），因此舍弃整个文件。它是为另一种模型制作的，或其写法 Forge 无法识别。",
+        "）あり、ファイル全体が使われません。別のモデル用か、Forge の読めない表記です。",
+    ),
+    "The LoRA": ("此图像的 LoRA", "この画像の LoRA"),
+    "of this picture is now called": ("现在的名称是", "の現在の名前は"),
+    "of this picture (": ("（", "（"),
+    ") is not here.": ("）不在这里。", "）はここにありません。"),
+    "is not the file that this picture was made with (": (
+        "不是制作此图像所用的文件（",
+        "はこの画像の作成に使われたファイルではありません（",
+    ),
 }
-PUNCTUATION = {"(", ",", ".", "; "}
+PUNCTUATION = {"(", ").", ",", ".", "; "}
 """The same in every language."""
 
 

@@ -12,6 +12,7 @@ from lib_klora import plot
 from lib_klora.errors import KLoraError
 from lib_klora.pair import Pair
 from lib_klora.plan import Plan, progress
+from lib_klora.settings import from_fields
 from lib_klora.tag import parse_tags
 from lib_klora.texts import cache_sentence, fragments, to_html
 
@@ -20,7 +21,7 @@ LANGUAGES = {
     path.stem: json.loads(path.read_text(encoding="utf8"))
     for path in (ROOT / "localizations").glob("*.json")
 }
-NO_WORDS = {"(", ",", ".", ";", ""}
+NO_WORDS = {"(", ").", ",", ".", ";", ""}
 
 
 def untranslated(sentence):
@@ -40,6 +41,7 @@ def test_every_text_of_the_page_is_translated_and_the_files_are_up_to_date():
     [
         ("There is no LoRA “a; 7 (b)”: look.", ["There is no LoRA ", ": look."]),
         ("2 layers of “x” (such as a.b-1) do not.", [" layers of ", " (such as ", ") do not."]),
+        ("“x” was made with (0123456789ab).", [" was made with (", ")."]),
         ("47 % content; style at step 9 of 30", [" % content", "style at step ", " of "]),
         ("SD1.5 and S* fit: 1e+10, -0.5, 3.", ["SD1.5 and S* fit: ", ", ", ", ", "."]),
         ("<klora:a:b> needs two <klora:…> or <klora:NAME> tags", None),
@@ -74,10 +76,18 @@ def test_every_reading_of_a_map_and_the_commonest_sentences_are_translated():
     found = set()
     for words in readings():
         found |= untranslated(words)
-    for tags in ([["a"]], [["a"], ["b"], ["c"]]):
+    for tags in (
+        [["a"]],
+        [["a"], ["b"], ["c"]],
+        [["a", "c"], ["b", "c"]],
+        [["a", "s"], ["b", "s"]],
+    ):
         with pytest.raises(KLoraError) as error:
             parse_tags(tags)
         found |= untranslated(str(error.value))
+    with pytest.raises(KLoraError) as error:
+        from_fields({"scale": "S*", "alpha": 0})
+    found |= untranslated(str(error.value))
     found |= untranslated(cache_sentence(3 * 2**20, 2**27))
     assert not found
 

@@ -74,6 +74,16 @@ def test_picking_two_loras_does_what_two_tags_do(page):
     assert f"Subject “{PAIR[0]}”, style “{PAIR[1]}”" in page.wait_report("img")
 
 
+def test_whoever_types_into_the_field_of_a_lora_looks_for_one(page):
+    page.switch_on()
+    field = page.part("content").locator("input").first
+    field.click()
+    page.page.keyboard.type(PAIR[0])
+    assert field.input_value() == PAIR[0]
+    page.part("content").locator(f"li[aria-label='{PAIR[0]}']").click()
+    assert page.value("content") == PAIR[0]
+
+
 def test_tags_win_and_the_page_says_so(page):
     page.switch_on()
     page.set("content", "sd15_other")

@@ -136,6 +136,13 @@ def test_everything_that_is_ours_is_translated(chinese):
     page.part("preview").click()
     page.wait_report(".klora-error")
     assert "没有这个 LoRA：“nowhere”" in page.report.inner_text()
+    page.prompt.fill(tags("sdxl_content", "sdxl_style"))
+    page.part("preview").click()
+    page.page.wait_for_function("document.querySelector('.klora-error').innerText.includes('sdxl')")
+    assert not {text for text in english(page.report) if " " in text}  # a layer's name has none
+    assert page.part("refresh").get_attribute("title") == "内容 LoRA：刷新"
     page.open_settings()
     left = english(page.page.locator("#settings_klora"))
     assert {text.strip("() ") for text in left} <= LEFT
+    scale = page.page.locator("#img2img_scale span").first
+    assert scale.text_content().strip() == "缩放", "the host's slider is not the function S(t)"

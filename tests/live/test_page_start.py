@@ -96,15 +96,30 @@ def test_no_error_that_the_host_does_not_have_and_nothing_done_while_idle(
         assert count <= plain_idle[what], what
 
 
-def test_it_fits_a_narrow_window(webui, browser):
-    page = Page(browser, webui, width=420)
+@pytest.mark.parametrize("width", [420, 750])
+def test_it_fits_a_narrow_window(webui, browser, width):
+    """The second one has two columns, each of them as narrow as the first window."""
+    page = Page(browser, webui, width=width)
     try:
         page.switch_on(advanced=True)
+        assert page.part("content").bounding_box()["x"] == page.part("style").bounding_box()["x"]
         frame = page.part("enabled").bounding_box()
         for name in ("content", "style", "scale", "alpha", "beta", "schedule", "preview", "gamma"):
             box = page.part(name).bounding_box()
             assert box["x"] >= frame["x"] - 1, name
             assert box["x"] + box["width"] <= frame["x"] + frame["width"] + 1, name
+    finally:
+        page.close()
+
+
+def test_the_map_is_no_wider_in_a_wide_window(webui, browser):
+    page = Page(browser, webui, width=2400)
+    try:
+        page.switch_on()
+        page.prompt.fill(tags(*PAIR))
+        page.part("preview").click()
+        page.wait_report("img.klora-map")
+        assert page.report.locator("img").bounding_box()["width"] == 760
     finally:
         page.close()
 
