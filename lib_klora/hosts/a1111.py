@@ -77,6 +77,12 @@ class A1111(CommonHost):
 
     name = "AUTOMATIC1111"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: tuple[network.Network, ...] = ()
+        """The files whose embeddings are known now. The host's list does not tell: extensions such
+        as LoRA Block Weight empty it after every generation."""
+
     def model(self) -> object:
         return shared.sd_model
 
@@ -103,9 +109,13 @@ class A1111(CommonHost):
         return TensorFile(on_disk.path, open_file)
 
     def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
-        """``tensors`` are not needed: the host reads the file itself, and keeps copies."""
+        """``tensors`` are not needed: the host reads the file itself, and keeps copies.
+
+        The network is never in the host's list, and its name is none that stands in a ``<lora:>``:
+        extensions that set weights by name (loractl) mean that one.
+        """
         try:
-            net = networks.load_network(on_disk.name, on_disk.entry)
+            net = networks.load_network(f"K-LoRA {on_disk.name}", on_disk.entry)
         except Exception as error:  # the host raises AssertionError, KeyError, RuntimeError …
             raise KLoraError(
                 f"“{on_disk.name}” cannot be applied by this WebUI: {error} Choose another file."
@@ -153,8 +163,9 @@ class A1111(CommonHost):
         else:  # what the last generation ended with, and a script may call the model before us
             self._flip(fusion, choice)
         self._put_into_list(fusion)
-        for role in fusion.order:
-            _show_embeddings(fusion.nets[role])
+        self._shown = tuple(fusion.nets[role] for role in fusion.order)
+        for net in self._shown:
+            _show_embeddings(net)
 
     def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
         carriers = fusion.carriers
@@ -164,8 +175,10 @@ class A1111(CommonHost):
             self._put_into_list(fusion)
 
     def detach(self) -> None:
-        for net in self._remove_from_list():
+        self._remove_from_list()
+        for net in self._shown:
             _hide_embeddings(net)
+        self._shown = ()
 
     abandon = detach  # the host looks at its list in every forward
 
@@ -175,12 +188,9 @@ class A1111(CommonHost):
             networks.loaded_networks.append(fusion.carriers[role])
 
     @staticmethod
-    def _remove_from_list() -> list[network.Network]:
-        """Takes our carriers out; the files' networks that they stood for."""
-        ours = [net for net in networks.loaded_networks if hasattr(net, "klora")]
-        for carrier in ours:
+    def _remove_from_list() -> None:
+        for carrier in [net for net in networks.loaded_networks if hasattr(net, "klora")]:
             networks.loaded_networks.remove(carrier)
-        return [net for carrier in ours for net in carrier.klora]
 
     def _flip(self, fusion: _Fusion, choice: np.ndarray) -> None:
         """Puts another choice into the carriers; into new ones where one is not enough any more."""
@@ -224,7 +234,7 @@ def _carrier(*nets: network.Network) -> network.Network:
     files = " + ".join(net.network_on_disk.name for net in nets)
     carrier = network.Network(f"K-LoRA {next(_numbers)} {files}", nets[0].network_on_disk)
     carrier.mentioned_name = carrier.name
-    carrier.klora = nets
+    carrier.klora = True
     return carrier
 
 

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from kloras import (
+    PAIR,
     always,
     assert_weights,
     checkpoint_of,
@@ -116,6 +117,18 @@ def test_a_weight_scales_what_is_applied_and_not_the_choice(webui):
     _, calls = recorded(webui, prompt=prompt, steps=STEPS)
     for i, call in enumerate(calls):
         assert_weights(call["weights"], wanted, reading.step(i, STEPS), base)
+
+
+def test_weights_that_an_extension_sets_by_name_are_those_of_lora_tags(webui, host):
+    """sd-webui-loractl gives every network that is called as in a `<lora:>` that tag's weight."""
+    if host != "a1111":
+        pytest.skip("Forge has no networks")
+    lora = f"a cat <lora:{PAIR[0]}:1>"
+    webui.next(weights_of={PAIR[0]: 0.5})
+    assert webui.txt2img(prompt=lora).sha == webui.txt2img(prompt=lora.replace(":1", ":0.5")).sha
+    wanted = webui.txt2img(prompt=tags(*PAIR)).sha
+    webui.next(weights_of={PAIR[0]: 0.5})
+    assert webui.txt2img(prompt=tags(*PAIR)).sha == wanted
 
 
 @pytest.mark.parametrize(

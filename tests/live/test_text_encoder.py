@@ -128,3 +128,6 @@ def test_embeddings_bundled_in_a_file_are_known(webui, host):
     assert wanted != plain
     assert conditions(webui, prompt=f"{prompt} <klora:{name}> <klora:sd15_style>") == wanted
     assert conditions(webui, prompt=prompt) == plain
+    webui.next(empty_networks=True)
+    assert conditions(webui, prompt=f"{prompt} <klora:{name}> <klora:sd15_style>") == wanted
+    assert conditions(webui, prompt=prompt) == plain

@@ -14,6 +14,9 @@ POST /klora-probe/next      what to do during the next image; every field may be
    "steps_unknown_after": STEP
                             after that model call the denoiser has no "steps" any more: nothing of
                             the host's own needs it then
+   "weights_of": {NAME: WEIGHT}
+                            AUTOMATIC1111: networks of that name have this weight, as under loractl
+   "empty_networks": true,  AUTOMATIC1111: empty its list after the image, as LoRA Block Weight does
    "nested": {"prompt": TEXT, "scripts": null | "all" | [FILE STEMS], ...}
                             as ADetailer does: replace the finished image by an img2img of it;
                             other items are fields of the processing object}
@@ -137,6 +140,25 @@ def fail_next_merge(error):
     lora.merge_lora_to_weight = fail
 
 
+def set_weights_by_name(weights):
+    """AUTOMATIC1111: networks of these names have these weights; {} takes it back."""
+    if "network" not in sys.modules:
+        return  # the Lora extension is off
+    network = sys.modules["network"].Network
+    for kind in ("te_multiplier", "unet_multiplier"):
+
+        def get(net, kind=kind):
+            return weights.get(net.name, vars(net)[kind])
+
+        def put(net, value, kind=kind):
+            vars(net)[kind] = value
+
+        if weights:
+            setattr(network, kind, property(get, put))
+        elif kind in vars(network):
+            delattr(network, kind)
+
+
 def take():
     """All layers as they are now."""
     return {
@@ -178,6 +200,7 @@ class Probe:
         """A new image: give back what the last one changed."""
         self.restore()
         self.doing, self.asked = self.asked, {}
+        set_weights_by_name(self.doing.get("weights_of", {}))
         self.calls, self.errors = [], []
         self.identities = None
 
@@ -344,6 +367,12 @@ class ProbeScript(scripts.Script):
         """Make the nested image."""
         if probe.doing.get("nested") and not probe.nested:
             pp.image = probe.make_nested(p, pp.image)
+
+    @reported
+    def postprocess(self, p, *args):
+        """The end of an image."""
+        if probe.doing.get("empty_networks"):
+            sys.modules["networks"].loaded_networks.clear()
 
 
 @reported
