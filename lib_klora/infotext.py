@@ -8,6 +8,7 @@ infotext gives a meaning (``, : " ; = %`` and line ends) are written ``%XX``.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from .errors import KLoraError
@@ -25,19 +26,14 @@ def write(settings: Settings, hashes: tuple[str, str]) -> str:
 
 
 def read(text: str) -> dict[str, Any]:
-    """The fields that a ``K-LoRA`` value holds, typed; what is unknown or malformed is left out,
-    since an infotext may come from a later version or from a person's hand."""
-    values: dict[str, Any] = {}
-    for part in text.split(";"):
-        name, equals, value = part.strip(" ").partition("=")
-        field = BY_NAME.get(name)
-        if not equals or field is None:
-            continue
-        try:
-            values[name] = checked(field, _typed(field, _unescape(value)))
-        except (KLoraError, ValueError):
-            continue
-    return values
+    """The fields that a ``K-LoRA`` value holds, typed; ``unread`` says what is left out."""
+    return {name: value for _, name, value in _parts(text) if name is not None}
+
+
+def unread(text: str) -> list[str]:
+    """The parts of a ``K-LoRA`` value that are unknown or malformed: an infotext may come from a
+    later version or from a person's hand."""
+    return [part for part, name, _ in _parts(text) if name is None]
 
 
 def hashes(text: str) -> tuple[str, str] | None:
@@ -51,6 +47,20 @@ def with_fields(text: str, values: dict[str, Any]) -> str:
     """The same text with other values for some of its fields."""
     kept = [part for part in text.split("; ") if part.partition("=")[0] not in values]
     return "; ".join([*(f"{name}={_text(value)}" for name, value in values.items()), *kept])
+
+
+def _parts(text: str) -> Iterator[tuple[str, str | None, Any]]:
+    """(part as written, field or None, typed value) of all parts but the files."""
+    for part in filter(None, (part.strip(" ") for part in text.split(";"))):
+        name, equals, value = part.partition("=")
+        if name == "files":
+            continue
+        field = BY_NAME.get(name) if equals else None
+        try:
+            read = checked(field, _typed(field, _unescape(value))) if field else None
+        except (KLoraError, ValueError):
+            field, read = None, None
+        yield part, field and name, read
 
 
 def _typed(field: Field, text: str) -> Any:

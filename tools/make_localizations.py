@@ -80,6 +80,8 @@ SENTENCES = (
     "The LoRA “x” of this picture is now called “y”.",
     "The LoRA “x” of this picture (0123456789ab) is not here.",
     "“x” is not the file that this picture was made with (0123456789ab).",
+    "This picture's parameters say “x”, which this version of K-LoRA does not know: it is left "
+    "out.",
 )
 """Sentences that a run or a preview makes, about any names and numbers. All others can be
 translated in the same way; these are what people see most."""
@@ -408,6 +410,11 @@ TRANSLATIONS = {
     "is not the file that this picture was made with (": (
         "不是制作此图像所用的文件（",
         "はこの画像の作成に使われたファイルではありません（",
+    ),
+    "This picture's parameters say": ("此图像的参数中有", "この画像のパラメータの"),
+    ", which this version of K-LoRA does not know: it is left out.": (
+        "，此版本的 K-LoRA 不认识它，已忽略。",
+        "は、この版の K-LoRA では不明なため無視されます。",
     ),
 }
 PUNCTUATION = {"(", ").", ",", ".", "; "}

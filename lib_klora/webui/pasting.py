@@ -41,36 +41,47 @@ def pasted(field: Field) -> Callable[[dict], Any]:
     return value
 
 
-def find_renamed(network: Any, params: dict) -> None:
-    """Puts the present names of files that were renamed into the parameters, and says so.
+def complete(network: Any, params: dict) -> None:
+    """Puts the present names of files that were renamed into the parameters, and the sentences for
+    the page: about these, and about what this version cannot read.
 
     Called by the host for every infotext that is pasted, before it fills the page.
     """
     text = params.get(infotext.KEY)
     if not text:
         return
+    notes = [
+        f"This picture's parameters say “{part}”, which this version of K-LoRA does not know: it "
+        f"is left out."
+        for part in infotext.unread(text)
+    ]
+    _find_renamed(network, params, notes)
+    if notes:
+        params[NOTES] = notes
+        for note in notes:
+            get_log().warning(note)
+
+
+def _find_renamed(network: Any, params: dict, notes: list[str]) -> None:
+    """Adds what it finds to ``notes``."""
+    text = params[infotext.KEY]
     hashes = infotext.hashes(text)
-    values = infotext.read(text)
-    notes: list[str] = []
     if hashes is None:
         return
+    values = infotext.read(text)
     if any(name in values for name in LORAS):
         for role, short_hash in zip(ROLES, hashes, strict=True):
             name = _present_name(network, values.get(role, ""), short_hash, notes)
             values[role] = name or NO_LORA
         params[infotext.KEY] = infotext.with_fields(text, {role: values[role] for role in ROLES})
-    else:
-        prompts = [key for key in _PROMPTS if _TAG.search(params.get(key) or "")]
-        names = {}
-        if prompts:  # the hashes are those of the first pass that has a pair
-            of_role = dict(zip(ROLES, hashes, strict=True))
-            names = _present_names(network, params[prompts[0]], of_role, notes)
-        for key in prompts:
-            params[key] = _renamed(params[key], names)
-    if notes:
-        params[NOTES] = notes
-        for note in notes:
-            get_log().warning(note)
+        return
+    prompts = [key for key in _PROMPTS if _TAG.search(params.get(key) or "")]
+    names = {}
+    if prompts:  # the hashes are those of the first pass that has a pair
+        of_role = dict(zip(ROLES, hashes, strict=True))
+        names = _present_names(network, params[prompts[0]], of_role, notes)
+    for key in prompts:
+        params[key] = _renamed(params[key], names)
 
 
 def _present_names(

@@ -12,7 +12,7 @@ from ..session import Pass
 from .api import add_api
 from .extra_network import KLoraNetwork, UnavailableNetwork, start_of
 from .options import add_options
-from .pasting import find_renamed
+from .pasting import complete
 from .xyz import add_axes
 
 
@@ -42,7 +42,7 @@ def register() -> None:
     script_callbacks.on_cfg_denoiser(before_model_call)
     script_callbacks.on_model_loaded(model_loaded)
     script_callbacks.on_app_started(lambda _, app: add_api(network, app))
-    script_callbacks.on_infotext_pasted(lambda _, params: find_renamed(network, params))
+    script_callbacks.on_infotext_pasted(lambda _, params: complete(network, params))
     script_callbacks.on_script_unloaded(network.unload)
 
 

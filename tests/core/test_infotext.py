@@ -57,3 +57,10 @@ def test_read(text, fields):
 @pytest.mark.parametrize("text", ["alpha=nan", "alpha=-1", "top_k=0", "scale=Q", "text_encoder=x"])
 def test_malformed_value_is_left_out(text):
     assert infotext.read(text) == {}
+    assert infotext.unread(text) == [text]
+
+
+def test_what_is_left_out_is_said_as_it_was_written():
+    text = "of_a_later_version=a%2C b; beta=1; alpha; =; files=aa+bb; "
+    assert infotext.unread(text) == ["of_a_later_version=a%2C b", "alpha", "="]
+    assert infotext.unread("alpha=2; content=a%3B b; files=aa+bb") == []
