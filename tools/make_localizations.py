@@ -41,6 +41,7 @@ SENTENCES = (
     "Subject “x”, style “y”.",
     "The prompt's <klora:…> tags are used, not the LoRAs named beside them.",
     "The first pass has K-LoRA, the hires pass has not.",
+    page.NOT_EVERY,
     "2 layers of “x” (such as y) do not fit this model and are left out.",
     "2 layers of “x” (such as y) are of a type that K-LoRA cannot compare and are left out.",
     # what went wrong
@@ -267,6 +268,10 @@ TRANSLATIONS = {
     "The first pass has K-LoRA, the hires pass has not.": (
         "第一遍使用了 K-LoRA，高分辨率修复这一遍没有使用。",
         "最初のパスには K-LoRA が使われ、高解像度補助のパスには使われていません。",
+    ),
+    page.NOT_EVERY: (
+        "这次运行中并非每张图片都使用了 K-LoRA。",
+        "この実行のすべての画像に K-LoRA が使われたわけではありません。",
     ),
     "layers of": ("层属于", "層："),
     "(such as": ("（例如", "（例："),
