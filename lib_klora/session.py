@@ -126,11 +126,13 @@ class _Active:
 class Session:
     """K-LoRA in one WebUI process; ``host`` does the applying.
 
-    The pair stays in memory between generations, as the host keeps its own LoRAs.
+    The pair stays in memory between generations, as the host keeps its own LoRAs. ``on_error`` gets
+    every sentence that means “without K-LoRA”, of whichever generation.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, on_error: Callable[[str], None] = lambda sentence: None) -> None:
         self._host = host
+        self._on_error = on_error
         self._active: _Active | None = None
         self._model: Any = lambda: None
         self._report = Report()
@@ -471,6 +473,7 @@ class Session:
     def _tell(self, p: Any, sentence: str) -> None:
         """Shows an error in the page, the picture's parameters and the log."""
         self._report.error = sentence
+        self._on_error(sentence)
         self._note(p, sentence)
         if p is None:
             return

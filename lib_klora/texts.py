@@ -49,6 +49,7 @@ CLEAR_CACHE = "Clear cache"
 ANALYSING = "Analysing"
 HINT = "Choose a content and a style LoRA, or write", "in the prompt."
 """Before and after an example of two tags."""
+NOT_EVERY = "Not every picture of this run has K-LoRA."
 
 _VARIABLE = re.compile(
     r"“[^”]*”"  # what somebody else has named

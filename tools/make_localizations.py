@@ -42,6 +42,7 @@ SENTENCES = (
     "The prompt's <klora:…> tags are used, not the LoRAs named beside them.",
     "The first pass has K-LoRA, the hires pass has not.",
     "1 layer of “x” (such as y) does not fit this model and is left out.",
+    page.NOT_EVERY,
     "2 layers of “x” (such as y) do not fit this model and are left out.",
     "1 layer of “x” (such as y) is of a type that K-LoRA cannot compare and is left out.",
     "2 layers of “x” (such as y) are of a type that K-LoRA cannot compare and are left out.",
@@ -296,6 +297,10 @@ TRANSLATIONS = {
         "最初のパスには K-LoRA が使われ、高解像度補助のパスには使われていません。",
     ),
     "layer of": ("层属于", "層："),
+    page.NOT_EVERY: (
+        "这次运行中并非每张图片都使用了 K-LoRA。",
+        "この実行のすべての画像に K-LoRA が使われたわけではありません。",
+    ),
     "layers of": ("层属于", "層："),
     "(such as": ("（例如", "（例："),
     ") does not fit this model and is left out.": (

@@ -34,8 +34,8 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
     def __init__(self, host: Host) -> None:
         super().__init__("klora")
         self.host = host
-        self.session = Session(host)
         self.runs = Runs()
+        self.session = Session(host, on_error=self.runs.add_error)
 
     def activate(self, p: Any, params_list: list) -> None:
         self._follow_lora()

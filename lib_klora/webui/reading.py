@@ -6,6 +6,8 @@ import base64
 import html
 import json
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +25,35 @@ HINT = (
 )
 
 
+@dataclass
+class _Run:
+    started: float
+    """When, by the host's clock: its time stamp of the job has whole seconds only."""
+    report: Report | None = None
+    """Of the generation that ended last."""
+    errors: list[str] = field(default_factory=list)
+    """Of all of its generations: a script makes several, a detailer one within another."""
+
+
 class Runs:
-    """The latest generations' reports, by the host's time stamp of the job.
+    """What the latest jobs did, by the host's time stamp of the job.
 
     The page asks for its own job, so two people at one WebUI do not see each other's map.
     """
 
     def __init__(self) -> None:
-        self._reports: OrderedDict[str, Report] = OrderedDict()
+        self._runs: OrderedDict[str, _Run] = OrderedDict()
 
-    def add(self, job: str, report: Report) -> None:
-        self._reports[job] = report
-        self._reports.move_to_end(job)
-        while len(self._reports) > _RUNS_KEPT:
-            self._reports.popitem(last=False)
+    def add(self, report: Report) -> None:
+        """A generation of the present job has ended."""
+        self._present().report = report
+
+    def add_error(self, sentence: str) -> None:
+        """A generation of the present job is without K-LoRA. Kept for the job, because a detailer
+        has no place where a person would see what its generations tell."""
+        errors = self._present().errors
+        if sentence not in errors:
+            errors.append(sentence)
 
     def html_of(self, generation_info: str) -> str:
         """The page's text for a run, found by what the host tells the page of it."""
@@ -44,14 +61,28 @@ class Runs:
             job = json.loads(generation_info)["job_timestamp"]
         except (TypeError, ValueError, KeyError):
             return HINT
-        report = self._reports.get(job)
-        return HINT if report is None else to_html(report)
+        run = self._runs.get(job)
+        return HINT if run is None else to_html(run.report or Report(), run.errors)
+
+    def _present(self) -> _Run:
+        job, started = shared.state.job_timestamp, shared.state.time_start
+        run = self._runs.get(job)
+        if run is None or run.started != started:
+            run = self._runs[job] = _Run(started)
+        self._runs.move_to_end(job)
+        while len(self._runs) > _RUNS_KEPT:
+            self._runs.popitem(last=False)
+        return run
 
 
-def to_html(report: Report) -> str:
-    """The sentences of a report, and the map of each of its passes."""
+def to_html(report: Report, errors: Sequence[str] = ()) -> str:
+    """The sentences of a report, and the map of each of its passes. ``errors``: of all generations
+    of the job, which may be more than the one that is reported."""
     notes = [note for note in report.notes if note != report.error]
-    parts = [_sentence(report.error, "klora-error")] if report.error else []
+    others = [error for error in errors if error not in report.notes]
+    if others and report.passes:
+        notes.insert(0, texts.NOT_EVERY)
+    parts = [_sentence(error, "klora-error") for error in (report.error, *others) if error]
     names = [done.names for done in report.passes]
     if names:
         parts.append(_pair_sentence(names[0]))

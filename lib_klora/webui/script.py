@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gradio as gr
-from modules import scripts, shared
+from modules import scripts
 from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 
@@ -144,7 +144,7 @@ class KLoraScript(scripts.Script):
         network = _extra_network()
         report = network.session.report(p) if network is not None else None
         if report is not None and (report.passes or report.error):
-            network.runs.add(shared.state.job_timestamp, report)
+            network.runs.add(report)
             keep_maps(p, processed, report)
 
 

@@ -424,6 +424,17 @@ class TestReport:
         assert session.report(kept[0]) is None
         assert session.report(kept[-1]) is not None
 
+    def test_an_error_is_told_whichever_generation_it_is_of(self, host):
+        told = []
+        session = Session(host, on_error=told.append)
+        outer = Processing()
+        session.begin(outer)
+        session.activate(outer, TAGS, OFF)
+        session.activate(Processing(), TAGS[:1], OFF)
+        assert len(told) == 1
+        assert "exactly two" in told[0]
+        assert not session.report(outer).error
+
     def test_an_error_in_one_batch_leaves_the_others(self, session):
         p = Processing()
         session.activate(p, [["cat"], ["nowhere"]], OFF)

@@ -105,6 +105,18 @@ def test_the_report_of_a_run_and_of_an_error(page):
     assert not page.report.locator(".klora-error").count()
 
 
+def test_an_error_in_a_picture_within_the_picture_is_told(page):
+    """A detailer's own prompt with a tag too few, beside one that is right."""
+    page.webui.next(nested={"prompt": f"a face <klora:{PAIR[0]}>", "scripts": None})
+    page.generate(tags(*PAIR))
+    text = page.wait_report("img.klora-map")
+    assert "exactly two <klora:" in text
+    assert "Not every picture" in text
+    page.generate(tags(*PAIR))
+    page.report.locator(".klora-error").wait_for(state="detached")
+    assert "Not every picture" not in page.wait_report("img.klora-map")
+
+
 def test_a_preview_is_what_the_run_then_does(page):
     page.switch_on()
     page.prompt.fill(tags(*PAIR))
