@@ -55,6 +55,15 @@ def test_paste_switches_it_on_with_the_papers_values(page):
     assert page.prompt.input_value() == tags(*PAIR)
 
 
+def test_a_paste_says_what_it_cannot_read(page):
+    infotext = page.generate(tags(*PAIR))
+    page.paste(infotext.replace("K-LoRA: ", "K-LoRA: alpha=2; sharpness=3; "))
+    text = page.wait_report(".klora-note")
+    assert "“sharpness=3”" in text
+    assert "alpha" not in text
+    assert page.value("alpha") == 2
+
+
 def test_send_to_img2img(page):
     wanted, _ = filled(page)
     page.page.locator("#txt2img_send_to_img2img").click()
