@@ -112,6 +112,21 @@ def test_it_fits_a_narrow_window(webui, browser, width):
         page.close()
 
 
+def test_the_picture_of_the_scale_fits_its_row(webui, browser):
+    page = Page(browser, webui, width=1366)
+    try:
+        page.switch_on()
+        picture = page.part("schedule").locator("svg")
+        row = page.page.locator(".klora-schedule-row").first
+        for width in (1366, 1440, 1920):
+            page.page.set_viewport_size({"width": width, "height": 900})
+            page.page.wait_for_timeout(200)
+            inner, outer = picture.bounding_box(), row.bounding_box()
+            assert inner["x"] + inner["width"] <= outer["x"] + outer["width"] + 0.5, width
+    finally:
+        page.close()
+
+
 def test_the_map_is_no_wider_in_a_wide_window(webui, browser):
     page = Page(browser, webui, width=2400)
     try:
