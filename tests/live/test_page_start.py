@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import closing
 
 import pytest
 from browser import Page
@@ -99,8 +100,7 @@ def test_no_error_that_the_host_does_not_have_and_nothing_done_while_idle(
 @pytest.mark.parametrize("width", [420, 750])
 def test_it_fits_a_narrow_window(webui, browser, width):
     """The second one has two columns, each of them as narrow as the first window."""
-    page = Page(browser, webui, width=width)
-    try:
+    with closing(Page(browser, webui, width=width)) as page:
         page.switch_on(advanced=True)
         assert page.part("content").bounding_box()["x"] == page.part("style").bounding_box()["x"]
         frame = page.part("enabled").bounding_box()
@@ -108,13 +108,10 @@ def test_it_fits_a_narrow_window(webui, browser, width):
             box = page.part(name).bounding_box()
             assert box["x"] >= frame["x"] - 1, name
             assert box["x"] + box["width"] <= frame["x"] + frame["width"] + 1, name
-    finally:
-        page.close()
 
 
 def test_the_picture_of_the_scale_fits_its_row(webui, browser):
-    page = Page(browser, webui, width=1366)
-    try:
+    with closing(Page(browser, webui, width=1366)) as page:
         page.switch_on()
         picture = page.part("schedule").locator("svg")
         row = page.page.locator(".klora-schedule-row").first
@@ -123,20 +120,15 @@ def test_the_picture_of_the_scale_fits_its_row(webui, browser):
             page.page.wait_for_timeout(200)
             inner, outer = picture.bounding_box(), row.bounding_box()
             assert inner["x"] + inner["width"] <= outer["x"] + outer["width"] + 0.5, width
-    finally:
-        page.close()
 
 
 def test_the_map_is_no_wider_in_a_wide_window(webui, browser):
-    page = Page(browser, webui, width=2400)
-    try:
+    with closing(Page(browser, webui, width=2400)) as page:
         page.switch_on()
         page.prompt.fill(tags(*PAIR))
         page.part("preview").click()
         page.wait_report("img.klora-map")
         assert page.report.locator("img").bounding_box()["width"] == 760
-    finally:
-        page.close()
 
 
 def test_every_component_has_a_label_and_an_id(webui):
