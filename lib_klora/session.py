@@ -35,6 +35,7 @@ log = get_log()
 
 _TAGS_WIN = "The prompt's <klora:…> tags are used, not the LoRAs named beside them."
 _HIRES_WITHOUT = "The first pass has K-LoRA, the hires pass has not."
+_REFINER_WITHOUT = "The steps before the refiner have K-LoRA, the refiner's have not."
 _REPORTS_KEPT = 4
 _FUSIONS_KEPT = 4
 """Fusions only point at files that are kept anyway; a hires pass may alternate between two."""
@@ -111,6 +112,8 @@ class _Active:
     """Progress at which the pass starts, as far as it is known before its first step."""
     processing: Any
     """Weak reference to the generation."""
+    iteration: int
+    """Which batch of the generation."""
     shown: PassReport | None = None
     """What the report has of it."""
     plan_key: tuple | None = None
@@ -164,11 +167,15 @@ class Session:
             t0: progress at which the pass starts.
         """
         active = None
+        refiner = self._is_sampling(p)
         self._report = self._report_of(p)
+        if not (refiner or getattr(p, "is_hr_pass", False)):
+            for key in (infotext.KEY, infotext.ERROR_KEY):
+                p.extra_generation_params.pop(key, None)
         try:
             active = self._prepare(p, tags, settings, t0)
         except KLoraError as error:
-            self._tell(p, str(error))
+            self._tell(p, str(error), _REFINER_WITHOUT if refiner else "")
         except Exception as error:
             self._tell_unexpected(p, error)
         self._active = active
@@ -277,9 +284,6 @@ class Session:
         self, p: Any, tags: Sequence[Sequence[str]], settings: Settings | KLoraError, t0: float
     ) -> _Active | None:
         hires = getattr(p, "is_hr_pass", False)
-        if not hires:
-            for key in (infotext.KEY, infotext.ERROR_KEY):
-                p.extra_generation_params.pop(key, None)
         if isinstance(settings, KLoraError):
             raise settings
         request = parse_tags(tags)
@@ -312,6 +316,7 @@ class Session:
             tuple((on_disk[tag.role].version, te and tag.te) for tag in request.in_order()),
             settings.start(t0),
             weakref.ref(p),
+            getattr(p, "iteration", 0),
         )
         active.plan_for(1, active.t0)  # here, where what is wrong with a pair becomes a sentence
         if not hires or infotext.KEY not in p.extra_generation_params:
@@ -320,6 +325,17 @@ class Session:
                 written, (on_disk[CONTENT].short_hash, on_disk[STYLE].short_hash)
             )
         return active
+
+    def _is_sampling(self, p: Any) -> bool:
+        """Whether a pass of ``p`` is under way with K-LoRA: then a refiner takes it over."""
+        active = self._active
+        return (
+            active is not None
+            and active.shown is not None
+            and active.processing() is p
+            and active.iteration == getattr(p, "iteration", 0)
+            and active.shown.hires == getattr(p, "is_hr_pass", False)
+        )
 
     def _find(self, tag: Tag) -> OnDisk:
         entry = self._host.find(tag.name)
@@ -470,18 +486,22 @@ class Session:
         passes = self._report.passes
         self._report.passes = [known for known in passes if known is not active.shown]
 
-    def _tell(self, p: Any, sentence: str) -> None:
-        """Shows an error in the page, the picture's parameters and the log."""
+    def _tell(self, p: Any, sentence: str, part: str = "") -> None:
+        """Shows an error in the page, the picture's parameters and the log. ``part``: which part of
+        the picture has K-LoRA all the same."""
         self._report.error = sentence
         self._on_error(sentence)
         self._note(p, sentence)
         if p is None:
             return
         parameters = p.extra_generation_params
-        if getattr(p, "is_hr_pass", False) and any(not done.hires for done in self._report.passes):
-            # The first pass has what its parameter says.
-            self._note(p, _HIRES_WITHOUT)
-            parameters[infotext.ERROR_KEY] = f"{sentence} {_HIRES_WITHOUT}"
+        hires = getattr(p, "is_hr_pass", False)
+        if not part and hires and any(not done.hires for done in self._report.passes):
+            part = _HIRES_WITHOUT
+        if part:
+            # That part has what its parameter says.
+            self._note(p, part)
+            parameters[infotext.ERROR_KEY] = f"{sentence} {part}"
         else:
             parameters.pop(infotext.KEY, None)
             parameters[infotext.ERROR_KEY] = sentence

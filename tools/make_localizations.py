@@ -41,6 +41,7 @@ SENTENCES = (
     "Subject “x”, style “y”.",
     "The prompt's <klora:…> tags are used, not the LoRAs named beside them.",
     "The first pass has K-LoRA, the hires pass has not.",
+    "The steps before the refiner have K-LoRA, the refiner's have not.",
     "1 layer of “x” (such as y) does not fit this model and is left out.",
     page.NOT_EVERY,
     "2 layers of “x” (such as y) do not fit this model and are left out.",
@@ -295,6 +296,10 @@ TRANSLATIONS = {
     "The first pass has K-LoRA, the hires pass has not.": (
         "第一遍使用了 K-LoRA，高分辨率修复这一遍没有使用。",
         "最初のパスには K-LoRA が使われ、高解像度補助のパスには使われていません。",
+    ),
+    "The steps before the refiner have K-LoRA, the refiner's have not.": (
+        "Refiner 之前的各步使用了 K-LoRA，Refiner 的各步没有使用。",
+        "Refiner より前のステップには K-LoRA が使われ、Refiner のステップには使われていません。",
     ),
     "layer of": ("层属于", "層："),
     page.NOT_EVERY: (

@@ -484,6 +484,34 @@ class TestErrorInTheHiresPass:
         assert "first pass" not in p.extra_generation_params[infotext.ERROR_KEY]
 
 
+class TestErrorAtTheRefiner:
+    """A refiner takes a pass over between two of its steps, and the host activates once more."""
+
+    @pytest.fixture
+    def p(self, session, host):
+        p = Processing()
+        session.activate(p, TAGS, OFF)
+        session.before_model_call(call(0))
+        host.present = Model(["lora_unet_unrelated"])
+        return p
+
+    def test_the_steps_before_keep_their_parameter(self, session, host, p):
+        before = p.extra_generation_params[infotext.KEY]
+        session.activate(p, TAGS, OFF)
+        assert p.extra_generation_params[infotext.KEY] == before
+        error = p.extra_generation_params[infotext.ERROR_KEY]
+        assert "does not fit this model" in error
+        assert error.endswith("before the refiner have K-LoRA, the refiner's have not.")
+        assert any("the refiner's have not" in comment for comment in p.comments)
+        assert host.attached is None
+
+    def test_the_next_image_of_the_batch_count_begins_anew(self, session, p):
+        p.iteration = 1
+        session.activate(p, TAGS, OFF)
+        assert infotext.KEY not in p.extra_generation_params
+        assert "refiner" not in p.extra_generation_params[infotext.ERROR_KEY]
+
+
 def len2(entry):
     return len(entry) > 1
 

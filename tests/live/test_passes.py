@@ -227,6 +227,21 @@ def test_a_refiner_of_another_kind_drops_every_lora(webui, host, expected):
     assert_base_is_back(webui, expected)
 
 
+def test_a_refiner_that_the_loras_do_not_fit_leaves_the_steps_before_it_theirs(
+    webui, host, expected
+):
+    if host != "forge":
+        pytest.skip("the test above is AUTOMATIC1111's")
+    result = webui.txt2img(
+        prompt=tags(*PAIR), steps=STEPS, refiner_checkpoint="tiny_sdxl", refiner_switch_at=0.5
+    )
+    (infotext,) = result.infotexts
+    assert "K-LoRA: files=" in infotext
+    assert "does not fit this model" in infotext
+    assert "before the refiner have K-LoRA, the refiner's have not." in infotext
+    assert_base_is_back(webui, expected)
+
+
 def assert_base_is_back(webui, expected):
     """The next image without tags has the checkpoint's own weights."""
     for call in recorded(webui, prompt="a cat", steps=2)[1]:
