@@ -61,6 +61,7 @@ SENTENCES = (
     "tags.",
     "K-LoRA has a style LoRA but no content LoRA: name both, or neither and write two <klora:…> "
     "tags.",
+    "<klora:x:y>: “y” is no finite number: write a weight such as 0.8, or a role (content, style).",
     "<klora:x> and <klora:y> both have the role content: make one of them content and the other "
     "style.",
     "<klora:x> and <klora:y> both have the role style: make one of them content and the other "
@@ -346,8 +347,16 @@ TRANSLATIONS = {
         "K-LoRA には <klora:…> タグがちょうど 2 つ（主題と画風に 1 つずつ）必要ですが、"
         "プロンプトにある数は",
     ),
-    "): add a second one.": ("）：请再加一个。", "）：もう 1 つ加えてください。"),
-    "): keep two": ("）：请保留两个", "）：2 つだけ残してください"),
+    "): add a second one.": (")：请再加一个。", ")：もう 1 つ加えてください。"),
+    "is no finite number: write a weight such as": (
+        "不是有限数：请写出权重，例如",
+        "は有限の数ではありません：重みを書いてください。例：",
+    ),
+    ", or a role (content, style).": (
+        "，或角色（content、style）。",
+        "、または役割（content、style）。",
+    ),
+    "): keep two": (")：请保留两个", ")：2 つだけ残してください"),
     "others can be <lora:…>.": ("其余可用 <lora:…>。", "他は <lora:…> にできます。"),
     "The comparison of the two LoRAs was interrupted: generate again and it goes on where it "
     "stopped.": (
@@ -418,8 +427,8 @@ TRANSLATIONS = {
     "of this picture (": ("（", "（"),
     ") is not here.": ("）不在这里。", "）はここにありません。"),
     "is not the file that this picture was made with (": (
-        "不是制作此图像所用的文件（",
-        "はこの画像の作成に使われたファイルではありません（",
+        "不是制作此图像所用的文件 (",
+        "はこの画像の作成に使われたファイルではありません (",
     ),
     "This picture's parameters say": ("此图像的参数中有", "この画像のパラメータの"),
     ", which this version of K-LoRA does not know: it is left out.": (
@@ -427,7 +436,7 @@ TRANSLATIONS = {
         "は、この版の K-LoRA では不明なため無視されます。",
     ),
 }
-PUNCTUATION = {"(", ").", ",", ".", "; "}
+PUNCTUATION = {"(", ").", ",", ".", ":", "; "}
 """The same in every language."""
 
 

@@ -15,13 +15,14 @@ from lib_klora.plan import Plan, progress
 from lib_klora.settings import from_fields
 from lib_klora.tag import parse_tags
 from lib_klora.texts import cache_sentence, fragments, to_html
+from tools import make_localizations
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = {
     path.stem: json.loads(path.read_text(encoding="utf8"))
     for path in (ROOT / "localizations").glob("*.json")
 }
-NO_WORDS = {"(", ").", ",", ".", ";", ""}
+NO_WORDS = {"(", ").", ",", ".", ":", ";", ""}
 
 
 def untranslated(sentence):
@@ -81,6 +82,7 @@ def test_every_reading_of_a_map_and_the_commonest_sentences_are_translated():
         [["a"], ["b"], ["c"]],
         [["a", "c"], ["b", "c"]],
         [["a", "s"], ["b", "s"]],
+        [["a", "0,8"], ["b"]],
     ):
         with pytest.raises(KLoraError) as error:
             parse_tags(tags)
@@ -90,6 +92,16 @@ def test_every_reading_of_a_map_and_the_commonest_sentences_are_translated():
     found |= untranslated(str(error.value))
     found |= untranslated(cache_sentence(3 * 2**20, 2**27))
     assert not found
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_brackets_are_closed_as_they_were_opened(language):
+    """What is between them is written as it is, and with it a bracket that stands alone."""
+    words = LANGUAGES[language]
+    for sentence in make_localizations.SENTENCES:
+        text = "".join(words.get(part.strip(), part) for part, _ in fragments(sentence))
+        for opened, closed in ("()", "（）"):
+            assert text.count(opened) == text.count(closed), text
 
 
 def test_a_new_sentence_would_be_noticed():
