@@ -18,8 +18,9 @@ from ..plot import content_share, describe, style_share
 from ..settings import from_fields
 
 
-class PlanRequest(BaseModel):
-    """A pair, the settings, and the sampling pass to plan for."""
+class PlanRequest(BaseModel, extra="forbid"):
+    """A pair, the settings, and the sampling pass to plan for. What else is written is refused: a
+    setting beside ``settings`` would mean nothing, and the plan would be another one."""
 
     content: str = Field(description="the content LoRA, by a name from /klora/loras")
     style: str = Field(description="the style LoRA, by a name from /klora/loras")

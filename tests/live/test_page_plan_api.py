@@ -60,6 +60,7 @@ def test_a_plan_changes_nothing(webui):
         ({**REQUEST, "content": "", "style": ""}, 422, "No LoRAs"),
         ({**REQUEST, "settings": {"alpha": -1}}, 422, "alpha"),
         ({**REQUEST, "settings": {"strength": 1}}, 422, "strength"),
+        ({**REQUEST, "alpha": 1}, 422, "alpha"),  # it belongs into "settings"
         ({**REQUEST, "style": "sdxl_style"}, 422, "does not fit"),
         ({**REQUEST, "steps": 0}, 422, "steps"),
         ({"content": PAIR[0]}, 422, "style"),
