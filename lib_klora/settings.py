@@ -296,16 +296,15 @@ def from_fields(values: Mapping[str, Any]) -> Settings:
     return Settings(**values)
 
 
-def from_args(args: Sequence[Any], defaults: Settings) -> Settings:
+def from_args(args: Sequence[Any]) -> Settings | None:
     """Settings from what the host passes to the script: the positional values in the order of
-    FIELDS, or one object of named fields in the first place. ``defaults`` (the tags') hold while
-    the accordion is off.
+    FIELDS, or one object of named fields in the first place. None while the accordion is off.
     """
     if args and isinstance(args[0], Mapping):
         settings = from_fields(args[0])
-        return settings if settings.enabled else defaults
+        return settings if settings.enabled else None
     if not args or args[0] is False:
-        return defaults
+        return None
     return from_fields(dict(zip(BY_NAME, args, strict=False)))
 
 

@@ -68,7 +68,7 @@ SENTENCES = (
     "style.",
     "The prompt has <klora:…> tags, but the K-LoRA accordion is off, and Settings → K-LoRA says "
     "that tags need it: switch one of the two on.",
-    "alpha is 0, but S* wraps around at alpha: set alpha above 0, or S.",
+    "Settings → K-LoRA: alpha is 0, but S* wraps around at alpha: set alpha above 0, or S.",
     *(
         f"“x” does not fit this model: 2 of its 3 layers (such as y) have no counterpart that "
         f"{host} can apply them to. It was made for another kind of model, or its layer names are "
@@ -392,6 +392,7 @@ TRANSLATIONS = {
         "プロンプトに <klora:…> タグがありますが、K-LoRA のアコーディオンがオフで、"
         "設定 → K-LoRA ではタグにそれが必要です：どちらかをオンにしてください。",
     ),
+    "Settings →": ("设置 →", "設定 →"),
     "alpha is": ("alpha 为", "alpha は"),
     ", but S* wraps around at alpha: set alpha above": (
         "，但 S* 以 alpha 为周期：请将 alpha 设为大于",

@@ -142,14 +142,15 @@ def _accordion_of(p: Any, has_tags: bool) -> Settings:
     Read from ``p.script_args`` rather than from a script callback: an extension that runs a
     generation of its own may leave our script out of it but copies the arguments.
     """
-    off = tag_defaults() if has_tags else Settings(enabled=False)
     runner, args = getattr(p, "scripts", None), getattr(p, "script_args", None)
-    if runner is None or not isinstance(args, (list, tuple)):
-        return off
-    script = next((s for s in runner.scripts if isinstance(s, KLoraScript)), None)
-    if script is None or script.args_from is None:
-        return off
-    return from_args(args[script.args_from : script.args_to], off)
+    settings = None
+    if runner is not None and isinstance(args, (list, tuple)):
+        script = next((s for s in runner.scripts if isinstance(s, KLoraScript)), None)
+        if script is not None and script.args_from is not None:
+            settings = from_args(args[script.args_from : script.args_to])
+    if settings is not None:
+        return settings
+    return tag_defaults() if has_tags else Settings(enabled=False)
 
 
 def start_of(p: Any) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 from modules import shared
 
-from ..errors import get_log
+from ..errors import KLoraError, get_log
 from ..score_cache import ScoreCache
 from ..settings import Field, Settings, default_beta
 from ..texts import CLEAR_CACHE, LOG_LEVEL, OFFERED, OPTIONS, cache_sentence, to_html
@@ -54,7 +54,10 @@ def tag_defaults() -> Settings:
     }
     if values["scale"] == "S*":
         values["beta"] = getattr(shared.opts, "klora_beta_s_star", None)
-    return Settings(enabled=False, **values)
+    try:
+        return Settings(enabled=False, **values)
+    except KLoraError as error:
+        raise KLoraError(f"Settings → K-LoRA: {error}") from error
 
 
 class _CacheOption(shared.OptionHTML):

@@ -7,12 +7,13 @@ from typing import Any
 
 import gradio as gr
 import torch
-from modules import extra_networks, shared
+from modules import shared
 from modules.call_queue import queue_lock
 
 from ..errors import KLoraError, get_log
 from ..settings import BY_NAME, from_fields
 from ..texts import ANALYSING
+from .prompt import tags_of
 from .reading import error_html, to_html
 
 
@@ -39,7 +40,7 @@ def previewer(network: Any, names: Sequence[str]) -> Callable:
             steps, t0 = _steps(of_host, is_img2img)
             with queue_lock, torch.no_grad():
                 report, _ = network.session.preview(
-                    _tags(of_host),
+                    tags_of(of_host.get("prompt") or "", of_host.get("styles") or []),
                     settings,
                     steps,
                     t0 if settings.progress == "continue" else 0.0,
@@ -53,15 +54,6 @@ def previewer(network: Any, names: Sequence[str]) -> Callable:
         return to_html(report)
 
     return preview
-
-
-def _tags(of_host: dict) -> list[list[str]]:
-    """The items of our tags in the prompt, with the chosen styles as the host would add them."""
-    prompt = shared.prompt_styles.apply_styles_to_prompt(
-        of_host.get("prompt") or "", of_host.get("styles") or []
-    )
-    found = extra_networks.parse_prompt(prompt)[1]
-    return [params.items for params in found.get("klora", [])]
 
 
 def _steps(of_host: dict, is_img2img: bool) -> tuple[int, float]:

@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modules import scripts, shared
+from modules import scripts
 
 from ..errors import KLoraError
 from ..settings import BY_NAME, Field, Settings, checked, default_beta
 from .controls import LORAS
+from .prompt import tags_of
 
 AXES = (
     "method", "scale", "alpha", "beta", "top_k", "gamma", "layers", "seed", "content_weight",
@@ -80,8 +81,7 @@ def _axis(xyz: Any, field: Field, host: Any) -> Any:
 def _check_pair(p: Any, field: Field, values: list, host: Any) -> None:
     if field.name not in _OF_PAIR:
         return
-    prompt = shared.prompt_styles.apply_styles_to_prompt(str(p.prompt), p.styles or [])
-    if "<klora:" in prompt:
+    if tags_of(str(p.prompt), p.styles or []):
         raise KLoraError(
             f"the axis {field.label} has no effect beside <klora:…> tags: take them out of the "
             f"prompt, or plot with Prompt S/R."

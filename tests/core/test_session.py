@@ -611,7 +611,7 @@ def bad_folder(folder):
 def args(*values) -> Settings | KLoraError:
     """The accordion's or the API's values, as webui hands them to the session."""
     try:
-        return from_args(values, OFF)
+        return from_args(values) or OFF
     except KLoraError as error:
         return error
 

@@ -244,44 +244,42 @@ class TestHires:
 
 
 class TestArgs:
-    DEFAULTS = Settings(enabled=False, alpha=3)
-
     @pytest.mark.parametrize(
         "args", [[], (), [False], [False, "nonsense", math.nan], [{"enabled": False, "alpha": 2}]]
     )
-    def test_off_is_the_tags_defaults(self, args):
-        assert from_args(args, self.DEFAULTS) is self.DEFAULTS
+    def test_off_is_none(self, args):
+        assert from_args(args) is None
 
     def test_positional_values_are_in_the_tables_order(self):
         args = [
             True, 2, 0.25, "S*", "LoRA Switch", "all", "authors", 0.5, "drop", False, "restart",
             "cat", "ink", 0.8, 0.7, "own", "none", 1.1, 0.9, 5,
         ]  # fmt: skip
-        settings = from_args(args, self.DEFAULTS)
+        settings = from_args(args)
         assert dict(zip(BY_NAME, args, strict=True)) == dataclasses.asdict(settings)
 
     def test_missing_positional_values_are_the_papers(self):
-        assert from_args([True, 2], self.DEFAULTS) == Settings(alpha=2)
+        assert from_args([True, 2]) == Settings(alpha=2)
 
     def test_object_of_fields(self):
-        assert from_args([{"beta": 1}], self.DEFAULTS) == Settings(beta=1)
+        assert from_args([{"beta": 1}]) == Settings(beta=1)
 
     def test_empty_object_switches_on(self):
-        assert from_args([{}], self.DEFAULTS) == Settings()
+        assert from_args([{}]) == Settings()
 
     def test_what_follows_an_object_is_ignored(self):
         # The hosts fill the list up with the page's values.
-        assert from_args([{"beta": 1}, 9, 9, "S*"], self.DEFAULTS) == Settings(beta=1)
+        assert from_args([{"beta": 1}, 9, 9, "S*"]) == Settings(beta=1)
 
     def test_values_of_a_switched_off_object_are_still_checked(self):
         with pytest.raises(KLoraError, match="alpha"):
-            from_args([{"enabled": False, "alpha": "x"}], self.DEFAULTS)
+            from_args([{"enabled": False, "alpha": "x"}])
 
     @pytest.mark.parametrize("first", [1, 0, "true", None, "S", [True]])
     def test_first_value_must_be_the_switch(self, first):
         with pytest.raises(KLoraError, match="enabled"):
-            from_args([first, 1.5], self.DEFAULTS)
+            from_args([first, 1.5])
 
     def test_wrong_positional_value_names_its_field(self):
         with pytest.raises(KLoraError, match="scale is 'Q'"):
-            from_args([True, 1.5, 0.5, "Q"], self.DEFAULTS)
+            from_args([True, 1.5, 0.5, "Q"])

@@ -69,6 +69,19 @@ def test_the_defaults_for_tags_come_from_the_settings_page(webui):
     assert text_of(result) == text_of(wanted)
 
 
+def test_a_wrong_default_concerns_tags_without_the_accordion_alone_and_says_where_it_is(webui):
+    wanted = webui.txt2img(prompt=tags(*PAIR), alwayson_scripts=script())
+    webui.post("/sdapi/v1/options", {"klora_alpha": -1})
+    try:
+        alone = webui.txt2img(prompt=tags(*PAIR))
+        found = webui.txt2img(prompt=tags(*PAIR), alwayson_scripts=script())
+    finally:
+        webui.post("/sdapi/v1/options", {"klora_alpha": 1.5})
+    assert found.infotexts == wanted.infotexts
+    assert found.sha == wanted.sha
+    assert "Settings → K-LoRA: alpha is -1: it must be" in alone.infotexts[0]
+
+
 def test_s_star_has_its_own_beta_unless_one_is_given(webui):
     fields = dict(prompt=tags(*PAIR), steps=8)
     paper = webui.txt2img(**fields, alwayson_scripts=script(scale="S*"))

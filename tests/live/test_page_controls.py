@@ -132,7 +132,10 @@ def test_a_preview_is_what_the_run_then_does(page):
 
 @pytest.mark.parametrize(
     ("prompt", "word"),
-    [("a cat", "No LoRAs are given"), ("a cat <klora:sd15_style>", "exactly two")],
+    [
+        ("a cat  # <klora:sd15_content> <klora:sd15_style>", "No LoRAs are given"),
+        ("a cat <klora:sd15_style>", "exactly two"),
+    ],
 )
 def test_a_preview_without_a_pair_says_what_to_do(page, prompt, word):
     page.switch_on()

@@ -87,6 +87,9 @@ def test_the_axes_of_the_pair_have_no_effect_beside_tags_and_say_so(webui):
     mark = webui.mark()
     result = plot(webui, "Content LoRA", PAIR[0], prompt=tags(*PAIR))
     assert "tags" in webui.log_since(mark) + result.error
+    named = script(content=PAIR[0], style=PAIR[1])
+    comment = plot(webui, "Content LoRA", PAIR[0], prompt="# <klora:x>", alwayson_scripts=named)
+    assert not comment.error
 
 
 def test_an_axis_without_any_pair_says_so(webui):

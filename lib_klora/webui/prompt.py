@@ -1,0 +1,27 @@
+"""Our tags in a prompt of the page, as a generation would find them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePath
+
+from modules import extra_networks, scripts, shared
+
+_COMMENTS = ("processing_scripts", "comments.py")
+"""The host's script that takes comments out of prompts."""
+
+
+def tags_of(prompt: str, styles: Sequence[str]) -> list[list[str]]:
+    """The items of each tag, with the styles added and the comments left out, as the host does."""
+    prompt = shared.prompt_styles.apply_styles_to_prompt(prompt, styles)
+    found = extra_networks.parse_prompt(_without_comments(prompt))[1]
+    return [params.items for params in found.get("klora", [])]
+
+
+def _without_comments(prompt: str) -> str:
+    if not getattr(shared.opts, "enable_prompt_comments", False):
+        return prompt
+    for data in scripts.scripts_data:  # importing it would register its callbacks a second time
+        if PurePath(data.path).parts[-2:] == _COMMENTS:
+            return data.module.strip_comments(prompt)
+    return prompt
