@@ -61,6 +61,7 @@ def generate(session, tags=TAGS, settings=OFF, p=None, steps=4) -> Processing:
     session.activate(p, tags, settings)
     for i in range(steps):
         session.before_model_call(call(i, steps))
+        session.after_model_call()
     return p
 
 
@@ -812,6 +813,51 @@ class TestErrorsOfOurs:
             generate(session)
         assert host.count("abandon") == 1
         assert host.attached is None
+
+    def test_what_the_host_left_out_is_told_and_not_reused(self, session, host):
+        host.fails_in = "check"
+        p = generate(session)
+        assert p.extra_generation_params[infotext.ERROR_KEY] == "Not all layers have it."
+        assert infotext.KEY not in p.extra_generation_params
+        assert not session.report(p).passes
+        assert host.attached is None
+        host.fails_in = None
+        host.asked.clear()
+        assert not generate(session).comments
+        assert host.count("recover") == host.count("fuse") == 1
+
+    @pytest.mark.parametrize("calls", [0, 1, 3])
+    def test_a_generation_that_ended_while_layers_were_applied(self, session, host, calls):
+        """As an exception in the text encoder's layers or in a model call ends it."""
+        generate(session)
+        assert host.count("recover") == 0
+        session.begin(p := Processing())
+        session.activate(p, TAGS, OFF)
+        for i in range(calls):
+            if i:
+                session.after_model_call()
+            session.before_model_call(call(i))
+        assert host.count("recover") == 0
+        host.asked.clear()
+        generate(session)
+        generate(session)
+        assert host.count("recover") == host.count("fuse") == 1
+
+    @pytest.mark.parametrize("where", ["select", "attach"])
+    def test_told_also_if_taking_back_fails(self, session, host, where, monkeypatch):
+        def abandon():
+            raise RuntimeError("abandon broke")
+
+        host.fails_in = where
+        monkeypatch.setattr(host, "abandon", abandon)
+        p = Processing()
+        with pytest.raises(RuntimeError, match="abandon"):
+            generate(session, p=p)
+        assert f"{where} broke" in p.extra_generation_params[infotext.ERROR_KEY]
+        monkeypatch.undo()
+        host.fails_in = None
+        assert not generate(session).comments
+        assert host.count("recover") == 1
 
     def test_attach_that_fails_is_told(self, session, host):
         host.fails_in = "attach"
