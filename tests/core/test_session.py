@@ -307,6 +307,28 @@ class TestBetweenGenerations:
         assert host.count("read") == host.count("fuse") == 0
         assert selected(host) == plan_of(folder, settings).choice[:4].tolist()
 
+    @pytest.mark.parametrize(
+        "changed",
+        [{"text_encoder": False}, {"layers": "all"}, {"unpaired": "drop"}, {"top_k": 0.5}],
+    )
+    def test_what_changes_the_pair_is_as_in_a_new_session(self, folder, changed):
+        alone, other = attention_prefixes(9)[8], "lora_unet_conv_out"
+        tensors = linears([*PREFIXES, alone, other], rank=4, seed=7)
+        save_file(tensors, folder / "cat.safetensors")
+        save_file(linears([*PREFIXES, other], rank=2, seed=8), folder / "ink.safetensors")
+
+        def seen(host, session, settings):
+            p = generate(session, settings=settings)
+            fusion, (done,) = host.attached, session.report(p).passes
+            ks = [layer.k for layer in done.pair.paired]
+            return fusion.te, fusion.layers, fusion.unpaired, ks, host.applied
+
+        hosts = [FakeHost(folder, Model([*PREFIXES, alone, other])) for _ in range(2)]
+        used, new = map(Session, hosts)
+        before = seen(hosts[0], used, OFF)
+        after = seen(hosts[0], used, Settings(enabled=False, **changed))
+        assert after == seen(hosts[1], new, Settings(enabled=False, **changed)) != before
+
     def test_weights_read_nothing_and_fuse_anew(self, session, host):
         generate(session)
         generate(session, tags=[["cat", "0.5"], ["ink", "2"]])
