@@ -8,8 +8,8 @@ So a pair is a network of our own at the end of that list, whose ``modules`` hol
 the entry of the file that wins it; an entry knows its own file's weight. A flip exchanges the entry
 and makes the layer's own record of what is applied invalid; the layer's next forward does the rest.
 Where a layer may have both (text encoders, Direct merge) it is two networks, one for each file. One
-is better where it will do: the host walks the list in every forward of every layer. Nothing else of
-the host is touched.
+is better where it will do: the host walks the list in every forward of every layer. Beside that
+list and the records only the embeddings are touched that a file brings along, as by ``<lora:>``.
 """
 
 from __future__ import annotations

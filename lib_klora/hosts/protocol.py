@@ -3,8 +3,8 @@
 The host applies; K-LoRA only says which LoRA a layer gets. Life cycle, all on the host's own
 generation thread::
 
-    find → read, load (twice) → fuse → attach → select, select, … → detach
-                                   ↑______________________________|  next generation
+    find → read, load (twice) → fuse → attach → select, check, select, … → detach
+                                   ↑_____________________________________|  next generation
 """
 
 from __future__ import annotations
