@@ -6,8 +6,8 @@
     python -m lib_klora plan CONTENT STYLE --method "LoRA Switch"
     python -m lib_klora inspect FILE [--json file.json]
 
-Exit code 0: done; 1: the files cannot be used, the reason is on stderr; 2: wrong call; 130:
-interrupted.
+Exit code 0: done; 1: a file cannot be used or written, the reason is on stderr; 2: wrong call;
+130: interrupted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
+try:
+    import numpy  # noqa: F401
+    import safetensors  # noqa: F401
+    import torch
+except ModuleNotFoundError as error:
+    sys.exit(f"K-LoRA: this Python has no {error.name}: use one that has, such as the WebUI's.")
 
 from . import plot
 from .errors import KLoraError, get_log
@@ -124,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
                 type=str if field.choices else float,
                 help=f"{field.help.replace('%', '%%')} ({default})",
             )
-    to_file = {"type": _path, "metavar": "FILE"}
+    to_file = {"type": _output, "metavar": "FILE"}
     plan.add_argument(
         "--png", **to_file, help="the selection map as a picture; - for standard output"
     )
@@ -161,6 +166,14 @@ def _path(text: str) -> str:
     return text
 
 
+def _output(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must be the name of a file")
+    if text.endswith(".safetensors"):
+        raise argparse.ArgumentTypeError(f"would write over a LoRA: “{text}”")
+    return _path(text)
+
+
 # -- plan -----------------------------------------------------------------------------------------
 
 
@@ -195,7 +208,7 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         if options.png == "-":
             sys.stdout.buffer.write(picture)
         else:
-            Path(options.png).write_bytes(picture)
+            _write(options.png, picture)
     if options.json:
         record = {
             **{role: {"file": getattr(options, role), "sha256": hashes[role]} for role in ROLES},
@@ -400,7 +413,16 @@ def _write_json(path: str, record: dict[str, Any]) -> None:
     if path == "-":
         print(text)
     else:
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        _write(path, f"{text}\n".encode())
+
+
+def _write(path: str, content: bytes) -> None:
+    try:
+        Path(path).write_bytes(content)
+    except OSError as error:
+        raise KLoraError(
+            f"“{path}” cannot be written ({error.strerror}): give another file."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import sys
 class KLoraError(Exception):
     """What was written, what is wrong with it, and what to do: one sentence for the person.
 
-    Raised anywhere in ``lib_klora``; caught once, by the session, which shows the sentence in the
-    page, the API answer, the picture's parameters and the log, and lets the picture be made.
+    Raised anywhere in ``lib_klora``. For a generation the session catches it: it shows the sentence
+    in the page, the picture's parameters and the log, and lets the picture be made. The preview,
+    ``/klora/plan``, the X/Y/Z plot and the command line answer with it.
     """
 
 

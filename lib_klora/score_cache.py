@@ -10,6 +10,7 @@ complete or not at all, and the one that comes last stays.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import tempfile
@@ -88,7 +89,7 @@ class ScoreCache:
             handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
             try:
                 with open(handle, "wb") as file:
-                    np.savez(file, **_pack(tables, sha256))
+                    file.write(_pack(tables, sha256))
                 os.replace(temporary, path)
             except BaseException:
                 os.unlink(temporary)
@@ -147,9 +148,9 @@ def _removed(path: Path) -> bool:
     return True
 
 
-def _pack(tables: Mapping[str, LayerTable], sha256: str) -> dict[str, np.ndarray]:
-    """Plain arrays: the layers' names, and their tables one behind another."""
-    return {
+def _pack(tables: Mapping[str, LayerTable], sha256: str) -> bytes:
+    """An .npz file of plain arrays: the layers' names, and their tables one behind another."""
+    arrays = {
         "made_for": np.array([f"{sha256} {VERSION}"]),
         "names": np.array(list(tables), dtype=np.str_),
         "lengths": np.array([len(table.k) for table in tables.values()], np.int64),
@@ -157,6 +158,9 @@ def _pack(tables: Mapping[str, LayerTable], sha256: str) -> dict[str, np.ndarray
         "k": np.concatenate([np.empty(0, np.int64), *(t.k for t in tables.values())]),
         "sums": np.concatenate([np.empty(0), *(t.sums for t in tables.values())]),
     }
+    file = io.BytesIO()  # numpy leaves a zip file open on a disk that is full
+    np.savez(file, **arrays)
+    return file.getvalue()
 
 
 def _unpack(entry: Mapping[str, np.ndarray], sha256: str) -> dict[str, LayerTable]:

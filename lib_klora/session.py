@@ -30,6 +30,7 @@ from .scores import Scores, compute_scores
 from .settings import Settings
 from .steps import finished_steps
 from .tag import CONTENT, ROLES, STYLE, Tag, TagPair, pair_tags, parse_tags
+from .tensor_file import or_refusal
 
 log = get_log()
 
@@ -139,6 +140,9 @@ class Session:
         self._active: _Active | None = None
         self._model: Any = lambda: None
         self._report = Report()
+        self._applying = False
+        """Whether the host may be applying a fusion: from ``attach`` on, and in each model call.
+        If it still may when a generation begins, the last one has ended in the middle of it."""
         self._reports: list[tuple[weakref.ref, Report]] = []
         """Of the latest generations: one may run within another."""
         self._loras: dict[tuple, HostLora] = {}
@@ -191,10 +195,11 @@ class Session:
             if active is None or active.processing() is not p:
                 self._host.detach()
             else:
+                self._applying = True
                 self._host.attach(active.fusion, active.plan_for(1, active.t0).row(0))
         except Exception as error:
-            self._give_up()
             self._tell_unexpected(p, error)
+            self._give_up()
 
     def before_model_call(self, read_pass: Callable[[], Pass]) -> None:
         """Gives every layer the LoRA that the plan has for this step. What ``read_pass`` raises,
@@ -202,6 +207,7 @@ class Session:
         active = self._active
         if active is None:
             return
+        self._applying = True
         try:
             at = read_pass()
             t0 = active.settings.start(at.t0)
@@ -209,12 +215,27 @@ class Session:
             plan = active.plan_for(at.steps, t0)
             self._host.select(active.fusion, plan.row(step))
             self._show(active, plan, at.hires)
-        except BaseException as error:
-            self._give_up()
-            if not isinstance(error, Exception):
-                raise
+        except Exception as error:
             self._hide(active)
             self._tell_unexpected(active.processing(), error)
+            self._give_up()
+        except BaseException:
+            self._give_up()
+            raise
+
+    def after_model_call(self) -> None:
+        """Where the host could not apply what was chosen, K-LoRA ends as after any failure."""
+        active = self._active
+        if active is None:
+            return
+        try:
+            self._host.check(active.fusion)
+        except KLoraError as error:
+            self._hide(active)
+            self._tell(active.processing(), str(error))
+            self._give_up()
+        else:
+            self._applying = False
 
     def text_state(self, p: Any) -> tuple | None:
         """What encoded text depends on beside the prompt while generation ``p`` is prepared, as
@@ -226,6 +247,10 @@ class Session:
         """Generation ``p`` begins: what an earlier one has left is taken back."""
         self._reports = [entry for entry in self._reports if entry[0]() is not p]
         self.detach()
+        if self._applying:
+            self._fusions.clear()
+            self._host.recover()
+            self._applying = False
 
     def detach(self) -> None:
         """Takes K-LoRA out of the host: before every generation, and when the page reloads."""
@@ -411,7 +436,7 @@ class Session:
     def _sha256(self, on_disk: OnDisk) -> str:
         """Of the whole file: the hosts' own hash leaves out its header, which names the layers."""
         if on_disk.version not in self._hashes:
-            self._hashes[on_disk.version] = file_sha256(on_disk.path)
+            self._hashes[on_disk.version] = or_refusal(on_disk.path, file_sha256, on_disk.path)
         return self._hashes[on_disk.version]
 
     def _fitting(self, file: LoraFile, lora: HostLora, layers: str) -> tuple[LoraFile, list[str]]:

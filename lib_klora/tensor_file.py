@@ -104,8 +104,8 @@ def read_safetensors(path: str | os.PathLike) -> TensorFile:
     """
 
     def open_file() -> Opening:
-        file = _or_refusal(path, _open, os.fspath(path))
-        return file.keys(), lambda key: _or_refusal(path, file.get_tensor, key)
+        file = or_refusal(path, _open, os.fspath(path))
+        return file.keys(), lambda key: or_refusal(path, file.get_tensor, key)
 
     return TensorFile(path, open_file, AT_ONCE)
 
@@ -115,7 +115,8 @@ def _open(path: str) -> safe_open:
         return safe_open(path, "pt")
 
 
-def _or_refusal(path: str | os.PathLike, read: Callable, *args: str):
+def or_refusal(path: str | os.PathLike, read: Callable, *args: str):
+    """What ``read`` returns. Raises KLoraError if the file at ``path`` cannot be read."""
     try:
         return read(*args)
     # AttributeError: a number type that this torch has not, such as uint16 before 2.3.

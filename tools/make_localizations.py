@@ -79,6 +79,8 @@ SENTENCES = (
     "whole file. It was made for another model, or its spelling is one that Forge does not read.",
     "The comparison of the two LoRAs was interrupted: generate again and it goes on where it "
     "stopped.",
+    "The WebUI could not apply K-LoRA to every layer, most often because memory is full, so the "
+    "picture is made without it: choose a smaller size, or generate again.",
     # what a paste found
     "The LoRA “x” of this picture is now called “y”.",
     "The LoRA “x” of this picture (0123456789ab) is not here.",
@@ -362,6 +364,13 @@ TRANSLATIONS = {
     "stopped.": (
         "两个 LoRA 的比较被中断：再次生成时会从中断处继续。",
         "2 つの LoRA の比較が中断されました：もう一度生成すると続きから始まります。",
+    ),
+    "The WebUI could not apply K-LoRA to every layer, most often because memory is full, so the "
+    "picture is made without it: choose a smaller size, or generate again.": (
+        "WebUI 未能把 K-LoRA 应用到所有层（多半是内存不足），因此这张图不使用 K-LoRA："
+        "请选择较小的尺寸，或再次生成。",
+        "WebUI が K-LoRA を一部の層に適用できなかったため（多くはメモリ不足）、"
+        "この画像は K-LoRA なしで作られます：サイズを小さくするか、もう一度生成してください。",
     ),
     "Content LoRA: refresh": ("内容 LoRA：刷新", "内容 LoRA：更新"),
     "K-LoRA has a content LoRA but no style LoRA: name both, or neither and write two <klora:…> "

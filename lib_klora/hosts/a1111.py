@@ -8,8 +8,8 @@ So a pair is a network of our own at the end of that list, whose ``modules`` hol
 the entry of the file that wins it; an entry knows its own file's weight. A flip exchanges the entry
 and makes the layer's own record of what is applied invalid; the layer's next forward does the rest.
 Where a layer may have both (text encoders, Direct merge) it is two networks, one for each file. One
-is better where it will do: the host walks the list in every forward of every layer. Nothing else of
-the host is touched.
+is better where it will do: the host walks the list in every forward of every layer. Beside that
+list and the records only the embeddings are touched that a file brings along, as by ``<lora:>``.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class _Fusion:
     The host compares its name, so it has a new one whenever it is filled."""
     choice: np.ndarray | None = None
     """What the carriers hold."""
+    failed: int = 0
+    """Layers that had failed before this model call: the text encoders'."""
 
     @property
     def is_one(self) -> bool:
@@ -169,6 +171,7 @@ class A1111(CommonHost):
 
     def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
         carriers = fusion.carriers
+        fusion.failed = _failed(fusion)
         self._flip(fusion, choice)
         if fusion.carriers is not carriers:
             self._remove_from_list()
@@ -181,6 +184,18 @@ class A1111(CommonHost):
         self._shown = ()
 
     abandon = detach  # the host looks at its list in every forward
+
+    def check(self, fusion: _Fusion) -> None:
+        if _failed(fusion) > fusion.failed:
+            raise KLoraError(
+                "The WebUI could not apply K-LoRA to every layer, most often because memory is "
+                "full, so the picture is made without it: choose a smaller size, or generate again."
+            )
+
+    def recover(self) -> None:
+        for model in _models():
+            for layer in model.network_layer_mapping.values():
+                _invalidate(layer)
 
     @staticmethod
     def _put_into_list(fusion: _Fusion) -> None:
@@ -236,6 +251,12 @@ def _carrier(*nets: network.Network) -> network.Network:
     carrier.mentioned_name = carrier.name
     carrier.klora = True
     return carrier
+
+
+def _failed(fusion: _Fusion) -> int:
+    """Layers that the host has failed to apply the fusion to in this pass; it only counts them."""
+    errors = networks.extra_network_lora.errors
+    return sum(errors.get(name, 0) for name in {net.name for net in fusion.carriers.values()})
 
 
 def _models() -> list[Any]:

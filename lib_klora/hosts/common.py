@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import networks
@@ -12,6 +13,7 @@ from modules import shared
 from modules.paths import data_path
 
 from ..errors import KLoraError
+from ..tensor_file import or_refusal
 from .protocol import OnDisk
 
 _PATIENCE = 10.0
@@ -46,7 +48,7 @@ class CommonHost:
             self._versions[entry.filename] = version
             networks.list_available_networks()  # the host keeps the hash of the file that was there
             entry = look_up() or entry
-        entry.read_hash()
+        or_refusal(entry.filename, entry.read_hash)
         return OnDisk(name, entry.filename, entry.shorthash or "", version, entry)
 
     def find_by_hash(self, short_hash: str) -> str | None:
@@ -61,7 +63,8 @@ class CommonHost:
         for entry in list(networks.available_networks.values()):
             if time.monotonic() > deadline:
                 break
-            entry.read_hash()
+            with suppress(OSError):  # one that may not be read is not the one that was used
+                entry.read_hash()
             if entry.shorthash == short_hash:
                 return entry.name
         return None

@@ -161,11 +161,17 @@ class DiffusersUNet:
         self._fusion = fusion
         self._apply(self._wanted(fusion, choice))
 
+    def check(self, fusion: UNetFusion) -> None:
+        """Nothing: what cannot be applied raises."""
+
     def detach(self) -> None:
         self._fusion = None
         self._apply(self._wanted(None, None))
 
     abandon = detach
+
+    def recover(self) -> None:
+        self._added = dict.fromkeys(self._original, ((0.0, None),))  # as no layer wants it
 
     def _wanted(
         self, fusion: UNetFusion | None, choice: np.ndarray | None

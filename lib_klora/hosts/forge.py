@@ -235,6 +235,9 @@ class Forge(CommonHost):
                 )
         _merge(patcher, keys, fusion.owners)
 
+    def check(self, fusion: _Fusion) -> None:
+        """Nothing: what the host cannot merge it leaves out with a line in its log, or raises."""
+
     def detach(self) -> None:
         engine = sd_models.model_data.get_sd_model()
         patched = getattr(engine, "forge_objects_after_applying_lora", None)
@@ -252,6 +255,12 @@ class Forge(CommonHost):
         self.detach()
         if hasattr(patched, "klora_clean"):
             patched.klora_clean.unet.refresh_loras()
+
+    def recover(self) -> None:
+        """``refresh`` sets the record of what is merged at its end, and compares it first."""
+        objects = getattr(self._engine(), "forge_objects_original", None)
+        for patcher in (objects.unet, objects.clip.patcher) if objects else ():
+            patcher.lora_loader.loaded_hash = "K-LoRA: to be applied again"
 
     def _patch(self, clean: Any, fusion: _Fusion) -> Any:
         """The host's objects with the fusion, as clones; ``clean`` stays as it is."""

@@ -3,8 +3,8 @@
 The host applies; K-LoRA only says which LoRA a layer gets. Life cycle, all on the host's own
 generation thread::
 
-    find → read, load (twice) → fuse → attach → select, select, … → detach
-                                   ↑______________________________|  next generation
+    find → read, load (twice) → fuse → attach → select, check, select, … → detach
+                                   ↑_____________________________________|  next generation
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Host(Protocol):
     name: str
 
     def find(self, name: str) -> OnDisk | None:
-        """Resolves a name as ``<lora:NAME>`` does; None if there is none of that name."""
+        """Resolves a name as ``<lora:NAME>`` does; None if there is none of that name. Raises
+        KLoraError if the file cannot be read."""
 
     def find_by_hash(self, short_hash: str) -> str | None:
         """The name of the LoRA with this hash (as in ``OnDisk``); None if there is none."""
@@ -107,8 +108,17 @@ class Host(Protocol):
         ``choice[i]``, both in the order of the tags. Touches only what differs from what is applied
         now."""
 
+    def check(self, fusion: Fusion) -> None:
+        """After a model call: raises KLoraError if the fusion was not applied to all of its layers
+        and the host went on nevertheless."""
+
     def detach(self) -> None:
         """Leaves the host's current LoRAs as they are without K-LoRA. Idempotent."""
 
     def abandon(self) -> None:
         """``detach`` for a generation that goes on: its next model call is without K-LoRA."""
+
+    def recover(self) -> None:
+        """After a generation that ended while the host was applying LoRAs, so that its records may
+        say other than its weights: lets it apply anew whatever comes next. Fusions made before are
+        not used again."""

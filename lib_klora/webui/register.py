@@ -40,6 +40,7 @@ def register() -> None:
     script_callbacks.on_before_ui(before_ui)
     script_callbacks.on_ui_settings(lambda: add_options(network.session.score_cache))
     script_callbacks.on_cfg_denoiser(before_model_call)
+    script_callbacks.on_cfg_after_cfg(lambda _: network.session.after_model_call())
     script_callbacks.on_model_loaded(model_loaded)
     script_callbacks.on_app_started(lambda _, app: add_api(network, app))
     script_callbacks.on_infotext_pasted(lambda _, params: complete(network, params))

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lib_klora.errors import KLoraError
 from lib_klora.hosts import HostLora, OnDisk
 from lib_klora.layer_names import common_name
 from lib_klora.lora_file import parse_lora
@@ -120,6 +121,13 @@ class FakeHost:
         flips = {name: role for name, role in wanted.items() if self.applied[name] != role}
         self.applied |= flips
         self.rebuilt.append(len(flips))
+
+    def check(self, fusion: FakeFusion) -> None:
+        if self.fails_in == "check":
+            raise KLoraError("Not all layers have it.")
+
+    def recover(self) -> None:
+        self._record("recover")
 
     def detach(self) -> None:
         self.asked.append(("detach",))

@@ -146,6 +146,38 @@ def test_no_layer_in_common_has_no_bars(tmp_path, capsys):
     assert "no layer is in both files; 2 layers only in the content file" in out
 
 
+@pytest.mark.parametrize("option", ["--png", "--json"])
+def test_what_cannot_be_written_is_told(files, tmp_path, capsys, option):
+    for path, reason in ((tmp_path, "directory"), (tmp_path / "no" / "x", "No such file")):
+        assert main(["plan", *files, option, str(path)]) == 1
+        out, err = capsys.readouterr()
+        assert f"“{path}” cannot be written (" in err
+        assert reason in err
+        assert out == ""
+
+
+@pytest.mark.parametrize("option", ["--png", "--json"])
+def test_no_lora_is_written_over(files, capsys, option):
+    before = Path(files[0]).read_bytes()
+    for path in (files[0], ""):
+        with pytest.raises(SystemExit) as error:
+            main(["plan", *files, option, path])
+        assert error.value.code == 2
+        assert option in capsys.readouterr().err
+    assert Path(files[0]).read_bytes() == before
+
+
+@pytest.mark.parametrize("missing", ["torch", "numpy", "safetensors"])
+def test_a_python_without_what_it_needs(missing):
+    program = f"import sys; sys.modules[{missing!r}] = None; import lib_klora.__main__"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"K-LoRA: this Python has no {missing}: use one that has, such as the WebUI's.\n"
+    )
+
+
 def test_json_to_standard_output_is_nothing_but_json(files, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     call = ["plan", *files, "--json", "-", "--cache", str(tmp_path / "file" / "x")]

@@ -93,6 +93,17 @@ def run(host, settings, tags=(("content",), ("style",))):
     return seen, report
 
 
+def test_recover_applies_anew_what_is_wanted(host):
+    host.use_loras([("content", 1.0)])
+    wanted = weights(host)
+    host.model().get_submodule(LAYERS[0]).weight.data.zero_()
+    host.detach()
+    assert not same(weights(host), wanted)
+    host.recover()
+    host.detach()
+    assert same(weights(host), wanted)
+
+
 @pytest.mark.parametrize("scale", ["S", "S*"])
 def test_each_layer_is_bit_for_bit_as_the_winner_alone_makes_it(host, scale):
     before = weights(host)

@@ -19,6 +19,7 @@ HASHES = ("1a2b3c4d5e6f", "6f5e4d3c2b1a")
         ),
         ({"beta": 0.1}, "beta=0.1; files=1a2b3c4d5e6f+6f5e4d3c2b1a"),
         ({"enabled": False}, "files=1a2b3c4d5e6f+6f5e4d3c2b1a"),
+        ({"content": " a b "}, "content=%20a b%20; files=1a2b3c4d5e6f+6f5e4d3c2b1a"),
         ({"content": "a, b"}, "content=a%2C b; files=1a2b3c4d5e6f+6f5e4d3c2b1a"),
     ],
 )

@@ -282,6 +282,12 @@ class TestFlux:
         assert names(pair) == ["double_blocks_0_img_attn_qkv", "single_blocks_0_linear1"]
         assert not pair.notes
 
+    def test_a_file_that_has_both_gets_its_whole_one(self):
+        whole = flux_fused("whole")
+        both = replace(whole, layers={**whole.layers, **flux_split("both").layers})
+        for layer in pair_files(both, flux_fused("other")).paired:
+            assert layer.content is whole.layers[layer.name]
+
     def test_light_fused_layer_keeps_what_describes_it(self):
         pair = pair_files(flux_split("split"), flux_fused("fused"))
         light = pair.without_tensors()

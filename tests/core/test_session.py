@@ -61,6 +61,7 @@ def generate(session, tags=TAGS, settings=OFF, p=None, steps=4) -> Processing:
     session.activate(p, tags, settings)
     for i in range(steps):
         session.before_model_call(call(i, steps))
+        session.after_model_call()
     return p
 
 
@@ -305,6 +306,28 @@ class TestBetweenGenerations:
         generate(session, settings=settings)
         assert host.count("read") == host.count("fuse") == 0
         assert selected(host) == plan_of(folder, settings).choice[:4].tolist()
+
+    @pytest.mark.parametrize(
+        "changed",
+        [{"text_encoder": False}, {"layers": "all"}, {"unpaired": "drop"}, {"top_k": 0.5}],
+    )
+    def test_what_changes_the_pair_is_as_in_a_new_session(self, folder, changed):
+        alone, other = attention_prefixes(9)[8], "lora_unet_conv_out"
+        tensors = linears([*PREFIXES, alone, other], rank=4, seed=7)
+        save_file(tensors, folder / "cat.safetensors")
+        save_file(linears([*PREFIXES, other], rank=2, seed=8), folder / "ink.safetensors")
+
+        def seen(host, session, settings):
+            p = generate(session, settings=settings)
+            fusion, (done,) = host.attached, session.report(p).passes
+            ks = [layer.k for layer in done.pair.paired]
+            return fusion.te, fusion.layers, fusion.unpaired, ks, host.applied
+
+        hosts = [FakeHost(folder, Model([*PREFIXES, alone, other])) for _ in range(2)]
+        used, new = map(Session, hosts)
+        before = seen(hosts[0], used, OFF)
+        after = seen(hosts[0], used, Settings(enabled=False, **changed))
+        assert after == seen(hosts[1], new, Settings(enabled=False, **changed)) != before
 
     def test_weights_read_nothing_and_fuse_anew(self, session, host):
         generate(session)
@@ -840,6 +863,51 @@ class TestErrorsOfOurs:
             generate(session)
         assert host.count("abandon") == 1
         assert host.attached is None
+
+    def test_what_the_host_left_out_is_told_and_not_reused(self, session, host):
+        host.fails_in = "check"
+        p = generate(session)
+        assert p.extra_generation_params[infotext.ERROR_KEY] == "Not all layers have it."
+        assert infotext.KEY not in p.extra_generation_params
+        assert not session.report(p).passes
+        assert host.attached is None
+        host.fails_in = None
+        host.asked.clear()
+        assert not generate(session).comments
+        assert host.count("recover") == host.count("fuse") == 1
+
+    @pytest.mark.parametrize("calls", [0, 1, 3])
+    def test_a_generation_that_ended_while_layers_were_applied(self, session, host, calls):
+        """As an exception in the text encoder's layers or in a model call ends it."""
+        generate(session)
+        assert host.count("recover") == 0
+        session.begin(p := Processing())
+        session.activate(p, TAGS, OFF)
+        for i in range(calls):
+            if i:
+                session.after_model_call()
+            session.before_model_call(call(i))
+        assert host.count("recover") == 0
+        host.asked.clear()
+        generate(session)
+        generate(session)
+        assert host.count("recover") == host.count("fuse") == 1
+
+    @pytest.mark.parametrize("where", ["select", "attach"])
+    def test_told_also_if_taking_back_fails(self, session, host, where, monkeypatch):
+        def abandon():
+            raise RuntimeError("abandon broke")
+
+        host.fails_in = where
+        monkeypatch.setattr(host, "abandon", abandon)
+        p = Processing()
+        with pytest.raises(RuntimeError, match="abandon"):
+            generate(session, p=p)
+        assert f"{where} broke" in p.extra_generation_params[infotext.ERROR_KEY]
+        monkeypatch.undo()
+        host.fails_in = None
+        assert not generate(session).comments
+        assert host.count("recover") == 1
 
     def test_attach_that_fails_is_told(self, session, host):
         host.fails_in = "attach"

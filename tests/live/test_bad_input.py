@@ -96,6 +96,20 @@ def test_in_the_positional_list(webui):
     assert_one_sentence(webui, webui.txt2img(), "scale", prompt=BOTH, alwayson_scripts=arguments)
 
 
+def test_a_file_that_cannot_be_read(webui):
+    """As on a broken disk, or without the permission."""
+    path = webui.loras / "unreadable.safetensors"
+    path.symlink_to("/proc/self/mem")
+    webui.refresh_loras()
+    try:
+        result = webui.txt2img(prompt=tags(path.stem, "sd15_style"))
+        assert "“unreadable.safetensors” cannot be read (" in result.infotexts[0]
+        assert result.sha == webui.txt2img().sha
+    finally:
+        path.unlink()
+        webui.refresh_loras()
+
+
 def test_everything_else_the_prompt_asks_for_is_there(webui):
     wanted = webui.txt2img(prompt="a cat <lora:sd15_other:0.7>")
     prompt = "a cat <klora:nowhere> <lora:sd15_other:0.7> <klora:sd15_style>"

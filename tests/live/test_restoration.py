@@ -1,7 +1,7 @@
 """Invariant 2: whatever happens, the next image without tags is that of a fresh server."""
 
 import pytest
-from kloras import PAIR, tags
+from kloras import PAIR, script, tags
 from webui import HERE
 
 STEPS = 6
@@ -53,6 +53,26 @@ def test_an_exception_then_a_lora(webui, fresh):
     lora = webui.txt2img(steps=STEPS, prompt="a cat <lora:sd15_content:1>")
     assert lora.sha == fresh["lora"]
     assert_as_fresh(webui, fresh)
+
+
+def test_after_an_end_while_layers_were_applied(webui, fresh):
+    """Neither host's record of what is in a weight is right then."""
+    assert not webui.txt2img().error  # so that every layer has to be applied
+    webui.next(apply_fails=[60, 10**6, "other"])
+    assert webui.txt2img(
+        prompt=tags(*PAIR), steps=STEPS, alwayson_scripts=script(method="Direct merge")
+    ).error
+    assert_as_fresh(webui, fresh)
+
+
+def test_after_a_layer_that_did_not_find_memory(webui, fresh):
+    """Forge tries again; AUTOMATIC1111 goes on without the layer, and would in later pictures."""
+    whole = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
+    assert_as_fresh(webui, fresh)
+    webui.next(apply_fails=[30, 30, "memory"])
+    result = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
+    assert (result.sha == whole.sha) == ("K-LoRA error" not in result.infotexts[0])
+    assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).sha == whole.sha
 
 
 def test_after_a_checkpoint_switch(webui, fresh):

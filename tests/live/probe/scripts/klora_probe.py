@@ -11,6 +11,9 @@ POST /klora-probe/next      what to do during the next image; every field may be
                             end that model call (of the hires pass, if hr) in this way
    "merge_fails_after": [STEP, "memory" | "other"]
                             Forge: the first merging of a weight after that model call raises
+   "apply_fails": [FIRST, LAST, "memory" | "other"]
+                            from the FIRST to the LAST time that the host computes what a LoRA
+                            changes in a weight, that raises
    "steps_unknown_after": STEP
                             after that model call the denoiser has no "steps" any more: nothing of
                             the host's own needs it then
@@ -33,6 +36,7 @@ GET  /klora-probe/events    how many of the page's events the server has not fin
 
 import functools
 import hashlib
+import itertools
 import re
 import sys
 import traceback
@@ -140,6 +144,31 @@ def fail_next_merge(error):
     lora.merge_lora_to_weight = fail
 
 
+def fail_to_apply(times):
+    """Let the host's computing of what is added to a weight raise; None takes it back."""
+    if "network_lora" in sys.modules:
+        owner, name = sys.modules["network_lora"].NetworkModuleLora, "calc_updown"
+    elif "backend.patcher.lora" in sys.modules:
+        owner, name = sys.modules["backend.patcher.lora"], "merge_lora_to_weight"
+    else:
+        return  # the Lora extension is off
+    compute = getattr(owner, name)
+    compute = getattr(compute, "own", compute)
+    setattr(owner, name, compute)
+    if times is None:
+        return
+    first, last, kind = times
+    count = itertools.count(1)
+
+    def fail(*args, **kwargs):
+        if first <= next(count) <= last:
+            raise MERGE_ERRORS[kind]
+        return compute(*args, **kwargs)
+
+    fail.own = compute
+    setattr(owner, name, fail)
+
+
 def set_weights_by_name(weights):
     """AUTOMATIC1111: networks of these names have these weights; {} takes it back."""
     if "network" not in sys.modules:
@@ -201,6 +230,7 @@ class Probe:
         self.restore()
         self.doing, self.asked = self.asked, {}
         set_weights_by_name(self.doing.get("weights_of", {}))
+        fail_to_apply(self.doing.get("apply_fails"))
         self.calls, self.errors = [], []
         self.identities = None
 
