@@ -169,7 +169,7 @@ def _path(text: str) -> str:
 def _output(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("must be the name of a file")
-    if text.endswith(".safetensors"):
+    if text.lower().endswith(".safetensors"):
         raise argparse.ArgumentTypeError(f"would write over a LoRA: “{text}”")
     return _path(text)
 

@@ -159,7 +159,7 @@ def test_what_cannot_be_written_is_told(files, tmp_path, capsys, option):
 @pytest.mark.parametrize("option", ["--png", "--json"])
 def test_no_lora_is_written_over(files, capsys, option):
     before = Path(files[0]).read_bytes()
-    for path in (files[0], ""):
+    for path in (files[0], files[0].upper(), ""):
         with pytest.raises(SystemExit) as error:
             main(["plan", *files, option, path])
         assert error.value.code == 2
