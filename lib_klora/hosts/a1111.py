@@ -14,6 +14,7 @@ list and the records only the embeddings are touched that a file brings along, a
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,8 +59,8 @@ class _Fusion:
     The host compares its name, so it has a new one whenever it is filled."""
     choice: np.ndarray | None = None
     """What the carriers hold."""
-    failed: int = 0
-    """Layers that had failed before this model call: the text encoders'."""
+    lacking: int = 0
+    """``_lacking`` before this model call: the text encoders'."""
 
     @property
     def is_one(self) -> bool:
@@ -126,6 +127,7 @@ class A1111(CommonHost):
         shapes = {}
         for key, module in net.modules.items():
             if key.startswith(_UNET):
+                module.__class__ = _counting(type(module))
                 name = common_name(key)
                 parts.unet.setdefault(name, {})[key] = module
                 weight = getattr(module.sd_module, "weight", None)
@@ -134,6 +136,7 @@ class A1111(CommonHost):
             else:
                 parts.text_encoder[key] = module
         net.modules = {}
+        net.klora_refused = 0
         net.dyn_dim = None
         return HostLora(on_disk, shapes, parts)
 
@@ -171,7 +174,7 @@ class A1111(CommonHost):
 
     def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
         carriers = fusion.carriers
-        fusion.failed = _failed(fusion)
+        fusion.lacking = _lacking(fusion)
         self._flip(fusion, choice)
         if fusion.carriers is not carriers:
             self._remove_from_list()
@@ -186,7 +189,7 @@ class A1111(CommonHost):
     abandon = detach  # the host looks at its list in every forward
 
     def check(self, fusion: _Fusion) -> None:
-        if _failed(fusion) > fusion.failed:
+        if _lacking(fusion) > fusion.lacking:
             raise KLoraError(
                 "The WebUI could not apply K-LoRA to every layer, most often because memory is "
                 "full, so the picture is made without it: choose a smaller size, or generate again."
@@ -253,10 +256,35 @@ def _carrier(*nets: network.Network) -> network.Network:
     return carrier
 
 
-def _failed(fusion: _Fusion) -> int:
-    """Layers that the host has failed to apply the fusion to in this pass; it only counts them."""
-    errors = networks.extra_network_lora.errors
-    return sum(errors.get(name, 0) for name in {net.name for net in fusion.carriers.values()})
+def _lacking(fusion: _Fusion) -> int:
+    """UNet layers that the host could not apply the fusion to although their modules can be
+    computed. It goes on without such a layer, and only counts it."""
+    counted = networks.extra_network_lora.errors
+    carriers = {carrier.name for carrier in fusion.carriers.values()}
+    nets = set(fusion.nets.values())
+    return sum(counted.get(name, 0) for name in carriers) - sum(net.klora_refused for net in nets)
+
+
+@functools.cache
+def _counting(kind: type) -> type:
+    """The host's class of modules, which counts in its network how often one was refused: what
+    torch cannot compute at all (LoHa in fp16 on a CPU) it cannot for ``<lora:>`` either, in any
+    picture.
+    """
+
+    class Counting(kind):
+        def calc_updown(self, orig_weight: torch.Tensor) -> Any:
+            try:
+                return super().calc_updown(orig_weight)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                if "memory" not in str(error):  # as other devices' errors say
+                    self.network.klora_refused += 1
+                raise
+
+    Counting.__name__ = kind.__name__
+    return Counting
 
 
 def _models() -> list[Any]:
