@@ -2,6 +2,8 @@
 
 import json
 
+from playwright.sync_api import expect
+
 
 def open_cards(page):
     page.page.locator("#txt2img_extra_tabs button", has_text="Lora").first.click()
@@ -71,6 +73,19 @@ def test_they_work_with_the_keyboard_and_show_their_state(page):
     page.page.keyboard.press("Space")
     assert page.prompt.input_value() == "a cat"
     assert one.get_attribute("aria-pressed") == "false"
+
+
+def test_their_state_follows_what_is_typed(page):
+    """Also the role of a tag that says none: what the other leaves, else the first's is content."""
+    open_cards(page)
+    for text, content, style in (
+        ("a <klora:sd15_style> <klora:sd15_content>", "sd15_style", "sd15_content"),
+        ("a <klora:sd15_style:s> <klora:sd15_content>", "sd15_content", "sd15_style"),
+    ):
+        page.prompt.fill(text)
+        for name, role, other in ((content, "content", "style"), (style, "style", "content")):
+            expect(button(page, name, role)).to_have_attribute("aria-pressed", "true")
+            expect(button(page, name, other)).to_have_attribute("aria-pressed", "false")
 
 
 def test_they_survive_refresh_and_search_and_leave_the_card_alone(page):
