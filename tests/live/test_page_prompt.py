@@ -105,6 +105,21 @@ def test_they_survive_refresh_and_search_and_leave_the_card_alone(page):
     assert "<lora:sd15_style" in page.prompt.input_value()
 
 
+def test_they_do_not_cover_the_hosts_buttons(page):
+    """Also on a narrow card: its width is the person's choice, on the Settings page."""
+    open_cards(page)
+    card = page.page.locator("#txt2img_lora_cards .card[data-name='sd15_style']")
+    card.hover()
+    for width in (256, 150):
+        card.evaluate("(card, width) => { card.style.width = `${width}px`; }", width)
+        hosts = [button.bounding_box() for button in card.locator(".card-button:visible").all()]
+        assert len(hosts) >= 2
+        left, bottom = hosts[0]["x"], hosts[0]["y"] + hosts[0]["height"]
+        for role in ("content", "style"):
+            ours = button(page, "sd15_style", role).bounding_box()
+            assert ours["x"] + ours["width"] <= left or ours["y"] >= bottom, width
+
+
 def test_control_and_arrows_change_the_weight(page):
     for text, up, down in (
         ("a <klora:x> b", "a <klora:x:1.05> b", "a <klora:x:0.95> b"),
