@@ -80,7 +80,9 @@ def fixed_selection(given: Given) -> np.ndarray:
 def random_selection(given: Given) -> np.ndarray:
     """Random selection: each layer gets content with probability 1/3 at each step, else style.
 
-    Drawn step after step, the layers in their order, so that a longer pass begins like a shorter.
+    One number of numpy's ``default_rng(seed)`` after another: step after step, in each step the
+    layers in the order of their common names. So a longer pass begins like a shorter one, and every
+    pass and picture gets the same.
     """
     return _one(np.random.default_rng(given.seed).random(given.shape) < RANDOM_CONTENT)
 
