@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gradio as gr
-from modules import scripts
+from modules import extra_networks, scripts
 from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 
@@ -150,16 +150,12 @@ class KLoraScript(scripts.Script):
 
 def _extra_network():
     """Ours, from the host's registry: it lives as long as the page does."""
-    from modules import extra_networks
-
     network = extra_networks.extra_network_registry.get("klora")
     return network if hasattr(network, "session") else None
 
 
 def _first_words() -> str:
     """What the page says before anything was generated: where K-LoRA cannot work, why."""
-    from modules import extra_networks
-
     sentence = getattr(extra_networks.extra_network_registry.get("klora"), "sentence", "")
     return error_html(sentence) if sentence else HINT
 
