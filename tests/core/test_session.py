@@ -344,6 +344,21 @@ class TestBetweenGenerations:
             "ink",
             "oil",
         ]
+        assert len(session._pairs) == len(session._fusions) == 1
+
+    def test_the_fusions_used_last_are_kept_and_few(self, session, host):
+        for weight in range(2, 9):
+            generate(session)
+            generate(session, tags=[["cat", str(weight)], ["ink"]])
+        assert host.count("fuse") == 8
+        assert len(session._fusions) == 4
+
+    def test_a_preview_keeps_its_pair_only(self, session, folder):
+        for i in range(3):
+            save_file(linears(PREFIXES, seed=50 + i), folder / f"cat{i}.safetensors")
+            session.preview([[f"cat{i}"], ["ink"]], OFF, 4)
+        assert len(session._loras) == 2
+        assert len(session._pairs) == 1
 
     def test_files_of_earlier_generations_are_let_go(self, session, host):
         generate(session)
@@ -368,6 +383,13 @@ class TestBetweenGenerations:
         generate(session)
         assert host.count("load") == 4
         assert host.attached is not first
+
+    def test_a_checkpoint_with_fewer_layers_has_a_pair_of_its_own(self, session, host):
+        generate(session)
+        host.present = Model(PREFIXES[1:])
+        p = generate(session)
+        assert len(host.attached.layers) == 7
+        assert all("does not fit this model" in comment for comment in p.comments)
 
     def test_next_generation_without_tags_is_clean(self, session, host):
         generate(session)
@@ -426,6 +448,12 @@ class TestReport:
             session.activate(p, TAGS, OFF)
             session.before_model_call(partial(Pass, 0, 4, 4, "Euler", 0.0, hires))
         assert self.passes(session, p) == [(False, 4), (True, 4)]
+
+    def test_a_batch_count_tells_a_note_once(self, session):
+        p = Processing()
+        for _ in range(3):
+            session.activate(p, TAGS, Settings(content="oil", style="oil"))
+        assert len(session.report(p).notes) == 1
 
     def test_the_next_generation_of_the_same_object_begins_anew(self, session):
         # Loopback and the img2img batch run one object several times.
@@ -533,6 +561,11 @@ class TestErrorAtTheRefiner:
         session.activate(p, TAGS, OFF)
         assert infotext.KEY not in p.extra_generation_params
         assert "refiner" not in p.extra_generation_params[infotext.ERROR_KEY]
+
+    def test_a_picture_within_the_pass_is_none(self, session, p):
+        inner = Processing()
+        session.activate(inner, TAGS[:1], OFF)
+        assert "refiner" not in inner.extra_generation_params[infotext.ERROR_KEY]
 
 
 def len2(entry):
@@ -797,6 +830,12 @@ class TestPartlyFittingFile:
             assert tags[0][0] in first
             assert tags[1][0] in second
 
+    def test_as_many_entries_in_other_rows_do_not_fit(self, session, host):
+        host.present.shapes[next(iter(host.present.shapes))] = (4, 16)
+        p = generate(session)
+        assert len(host.attached.layers) == 7
+        assert all("does not fit this model" in comment for comment in p.comments)
+
     def test_said_in_every_generation(self, session, folder):
         self.few_strange_layers(folder)
         first = generate(session, tags=[["strange"], ["ink"]])
@@ -849,6 +888,15 @@ class TestErrorsOfOurs:
         assert host.count("fuse") == 1
         assert host.count("read") == 0
 
+    @pytest.mark.parametrize("where", ["select", "attach"])
+    def test_nor_in_the_next_image_of_the_batch_count(self, session, host, where):
+        host.fails_in = where
+        p = generate(session)
+        host.fails_in = None
+        host.asked.clear()
+        session.activate(p, TAGS, OFF)
+        assert host.count("fuse") == 1
+
     def test_a_host_that_does_not_say_where_it_is_ends_it_at_once(self, session, host):
         p = Processing()
         session.activate(p, TAGS, OFF)
@@ -889,8 +937,8 @@ class TestErrorsOfOurs:
             session.before_model_call(call(i))
         assert host.count("recover") == 0
         host.asked.clear()
-        generate(session)
-        generate(session)
+        for tags in ([], [], TAGS, TAGS):
+            generate(session, tags=tags)
         assert host.count("recover") == host.count("fuse") == 1
 
     @pytest.mark.parametrize("where", ["select", "attach"])
