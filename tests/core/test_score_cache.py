@@ -55,10 +55,11 @@ def cache(tmp_path) -> ScoreCache:
 
 @pytest.fixture
 def no_analysis(monkeypatch):
-    """After ``no_analysis()``, computing anything fails the test."""
+    """After ``no_analysis()``, computing anything or writing it fails the test."""
 
     def forbid():
         monkeypatch.setattr(scores, "_analyse", lambda *_: pytest.fail("it is in the cache"))
+        monkeypatch.setattr(ScoreCache, "save", lambda *_: pytest.fail("it is in the cache"))
 
     return forbid
 

@@ -147,7 +147,7 @@ class TestOneGeneration:
         generate(session, settings=Settings(enabled=False, text_encoder=te))
         assert host.attached.te is te
 
-    def test_layers_of_one_file_only_reach_the_host(self, session, host, folder):
+    def test_layers_of_one_file_only_reach_the_host(self, session, host, folder, log):
         save_file(linears(PREFIXES[:6], seed=7), folder / "short.safetensors")
         p = generate(session, tags=[["cat"], ["short"]])
         assert len(host.attached.layers) == 6
@@ -155,6 +155,7 @@ class TestOneGeneration:
         assert len(host.attached.unpaired) == 2
         assert len(host.applied) == 8
         assert infotext.ERROR_KEY not in p.extra_generation_params
+        assert "2 layers are only in “cat” (keep)." in log.text
 
 
 class TestPasses:
@@ -841,6 +842,24 @@ class TestPartlyFittingFile:
         first = generate(session, tags=[["strange"], ["ink"]])
         second = generate(session, tags=[["strange"], ["ink"]])
         assert first.comments == second.comments
+
+
+class TestPreview:
+    """What the page and ``/klora/plan`` show without a generation is what one would do."""
+
+    def test_it_tells_what_a_generation_would(self, session, host):
+        host.present = Model(PREFIXES[1:])
+        named = Settings(content="oil", style="oil")
+        report, _ = session.preview(TAGS, named, 4)
+        assert len(report.notes) == 3
+        told = generate(session, settings=named).comments
+        assert [f"K-LoRA: {note}" for note in report.notes] == list(told)
+
+    def test_it_is_for_the_checkpoint_that_a_generation_would_load(self, session, host):
+        generate(session)
+        host.prepare_model = lambda: setattr(host, "present", Model(PREFIXES[1:]))
+        report, _ = session.preview(TAGS, OFF, 4)
+        assert len(report.passes[0].pair.paired) == 7
 
 
 class TestErrorsOfOurs:
