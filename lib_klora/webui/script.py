@@ -102,11 +102,11 @@ class KLoraScript(scripts.Script):
         return control(field, self.elem_id(field.name), _lora_names)
 
     def _offer_defaults(self, components: dict, button) -> None:
-        method = [field for field in FIELDS if not field.per_pair]
+        fields = [field for field in FIELDS if not field.per_pair]
         button.click(
-            fn=lambda: [shown(field) for field in method],
+            fn=lambda: [shown(field) for field in fields],
             inputs=[],
-            outputs=[components[field.name] for field in method],
+            outputs=[components[field.name] for field in fields],
             show_progress="hidden",
             **UNLISTED,
         )
