@@ -368,7 +368,7 @@ def _base_model(file: LoraFile) -> str:
         for name, layer in file.layers.items()
         if name.endswith(("_attn2_to_k", "_attn2_to_v")) and len(layer.shape) > 1
     }
-    return _CONTEXT.get(widths.pop(), "") if len(widths) == 1 else "not recognised"
+    return _CONTEXT.get(widths.pop() if len(widths) == 1 else 0, "not recognised")
 
 
 def _dtype(dtype: object) -> str:

@@ -119,10 +119,6 @@ class FusedLayer:
     parts: tuple[Layer, ...]
 
     @property
-    def kind(self) -> str:
-        return self.parts[0].kind
-
-    @property
     def rank(self) -> int | None:
         return max((part.rank for part in self.parts if part.rank is not None), default=None)
 

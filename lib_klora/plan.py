@@ -62,11 +62,11 @@ class Plan:
 
 
 def progress(steps: int, t0: float = 0.0) -> np.ndarray:
-    """t = t₀ + (1 − t₀)·min(i/N, 1) for i = 0..N, N = ``steps``; shape [steps + 1].
+    """t = t₀ + (1 − t₀)·i/N for i = 0..N, N = ``steps``; shape [steps + 1].
 
     t₀ is where the pass starts: 0 for txt2img, 1 − denoising strength for img2img and hires.
     """
-    return t0 + (1 - t0) * np.minimum(np.arange(steps + 1) / max(steps, 1), 1)
+    return t0 + (1 - t0) * (np.arange(steps + 1) / max(steps, 1))
 
 
 def make_plan(

@@ -34,10 +34,6 @@ class Tag:
     unet: float = 1.0
     role: str | None = None
 
-    def __str__(self) -> str:
-        role = f":{self.role}" if self.role else ""
-        return f"<klora:{self.name}:{self.te!r}:{self.unet!r}{role}>"
-
 
 @dataclass(frozen=True)
 class TagPair:

@@ -8,7 +8,7 @@ __all__ = ["Fusion", "Host", "HostLora", "OnDisk", "find_host"]
 _log = get_log()
 
 
-def find_host() -> "Host":
+def find_host() -> Host:
     """The WebUI that this process is, told by what its LoRA code offers, not by its name.
 
     Raises RuntimeError with a sentence if it is neither.

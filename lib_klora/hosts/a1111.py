@@ -142,7 +142,7 @@ class A1111(CommonHost):
 
     def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> _Fusion:
         parts: dict[str, _Parts] = {role: lora.parts for role, lora in loras.items()}
-        tag_of = {"content": tags.content, "style": tags.style}
+        tag_of = {tag.role: tag for tag in tags.in_order()}
         fixed: dict[str, dict[str, Any]] = {
             role: dict(parts[role].text_encoder) if te else {} for role in ROLES
         }
@@ -150,7 +150,7 @@ class A1111(CommonHost):
             fixed[role].update(parts[role].unet[name])
         return _Fusion(
             nets={role: parts[role].net for role in ROLES},
-            order=tuple(tag.role for tag in tags.in_order()),
+            order=tuple(tag_of),
             multipliers={role: (tag_of[role].te, tag_of[role].unet) for role in ROLES},
             fixed=fixed,
             layers=tuple(

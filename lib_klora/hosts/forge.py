@@ -239,7 +239,7 @@ class Forge(CommonHost):
         """Nothing: what the host cannot merge it leaves out with a line in its log, or raises."""
 
     def detach(self) -> None:
-        engine = sd_models.model_data.get_sd_model()
+        engine = self._engine()
         patched = getattr(engine, "forge_objects_after_applying_lora", None)
         clean = getattr(patched, "klora_clean", None)
         if clean is None:

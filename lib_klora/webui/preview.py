@@ -43,7 +43,7 @@ def previewer(network: Any, names: Sequence[str]) -> Callable:
                     tags_of(of_host.get("prompt") or "", of_host.get("styles") or []),
                     settings,
                     steps,
-                    t0 if settings.progress == "continue" else 0.0,
+                    settings.start(t0),
                     tell,
                 )
         except KLoraError as error:

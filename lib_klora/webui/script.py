@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gradio as gr
-from modules import scripts
+from modules import extra_networks, scripts
 from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 
@@ -102,11 +102,11 @@ class KLoraScript(scripts.Script):
         return control(field, self.elem_id(field.name), _lora_names)
 
     def _offer_defaults(self, components: dict, button) -> None:
-        method = [field for field in FIELDS if not field.per_pair]
+        fields = [field for field in FIELDS if not field.per_pair]
         button.click(
-            fn=lambda: [shown(field) for field in method],
+            fn=lambda: [shown(field) for field in fields],
             inputs=[],
-            outputs=[components[field.name] for field in method],
+            outputs=[components[field.name] for field in fields],
             show_progress="hidden",
             **UNLISTED,
         )
@@ -150,16 +150,12 @@ class KLoraScript(scripts.Script):
 
 def _extra_network():
     """Ours, from the host's registry: it lives as long as the page does."""
-    from modules import extra_networks
-
     network = extra_networks.extra_network_registry.get("klora")
     return network if hasattr(network, "session") else None
 
 
 def _first_words() -> str:
     """What the page says before anything was generated: where K-LoRA cannot work, why."""
-    from modules import extra_networks
-
     sentence = getattr(extra_networks.extra_network_registry.get("klora"), "sentence", "")
     return error_html(sentence) if sentence else HINT
 

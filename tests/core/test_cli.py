@@ -274,6 +274,7 @@ def test_inspect(tmp_path, capsys):
     [
         (BLOCK.format(0, "k"), 768, ("kohya", "Stable Diffusion 1.x")),
         (BLOCK.format(0, "k"), 1024, ("kohya", "Stable Diffusion 2.x")),
+        (BLOCK.format(0, "k"), 4096, ("kohya", "not recognised")),
         ("diffusion_model.middle_block.1.x", 64, ("ComfyUI", "not recognised")),
         ("transformer.transformer_blocks.0.attn.to_q", 64, ("diffusers", "Flux")),
         ("lora_transformer_single_transformer_blocks_0_proj_out", 64, ("OneTrainer", "Flux")),

@@ -65,3 +65,26 @@ def test_what_is_left_out_is_said_as_it_was_written():
     text = "of_a_later_version=a%2C b; beta=1; alpha; =; files=aa+bb; "
     assert infotext.unread(text) == ["of_a_later_version=a%2C b", "alpha", "="]
     assert infotext.unread("alpha=2; content=a%3B b; files=aa+bb") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "hashes"),
+    [
+        ("alpha=2; files=aa+bb", ("aa", "bb")),
+        ("files=+bb", ("", "bb")),
+        ("alpha=2", None),
+        ("files=aa", None),
+        ("files=aa+bb+cc", None),
+        ("profiles=aa+bb", None),
+    ],
+)
+def test_hashes(text, hashes):
+    assert infotext.hashes(text) == hashes
+
+
+def test_other_values_take_the_place_of_those_that_stand_there():
+    text = infotext.with_fields(
+        "content=old; alpha=2; files=aa+bb", {"content": "new; cat", "style": "ink"}
+    )
+    assert infotext.read(text) == {"content": "new; cat", "style": "ink", "alpha": 2}
+    assert infotext.hashes(text) == ("aa", "bb")

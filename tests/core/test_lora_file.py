@@ -311,16 +311,21 @@ class TestWholeFile:
 
     def test_types_that_cannot_be_compared_are_listed(self):
         ia3 = {"lora_unet_mid_block_x.weight": randn(4), "lora_unet_mid_block_x.on_input": randn(1)}
-        file = parse_lora("mixed", {**linear(Q), **ia3})
+        oft = {
+            "lora_unet_mid_block_y.oft_blocks": randn(2, 2, 2),
+            "lora_unet_mid_block_y.alpha": torch.tensor(1e-3),
+        }
+        file = parse_lora("mixed", {**linear(Q), **ia3, **oft})
         assert set(file.layers) == {NAME}
-        assert "lora_unet_mid_block_x" in file.unread
+        assert file.unread == ("lora_unet_mid_block_x", "lora_unet_mid_block_y")
 
     def test_embeddings_in_the_bundle_are_no_unread_layer(self):
         file = parse_lora("bundle", {**linear(Q), "bundle_emb.word.string_to_param.*": randn(1, 4)})
         assert file.unread == ()
 
     def test_a_read_layer_is_not_listed_as_unread(self):
-        file = parse_lora("x", {**linear(Q, alpha=4), f"{Q}.diff_b": randn(8)})
+        more = {f"{Q}.diff_b": randn(8), f"{Q}.of_another_program": randn(1)}
+        file = parse_lora("x", {**linear(Q, alpha=4), **more})
         assert file.unread == ()
 
     @pytest.mark.parametrize("bias", ["lora_B.bias", "lora_B.default.bias"])

@@ -121,7 +121,7 @@ class TestUnpaired:
         pair = pair_files(content, style)
         assert not pair.paired
         assert set(pair.unpaired.values()) == {"content", "style"}
-        assert len(pair.unpaired) == 4
+        assert list(pair.unpaired) == sorted(common_name(prefix) for prefix in (Q, K, V, OUT))
 
     def test_nothing_in_common_and_drop_is_an_error_that_names_both(self):
         with pytest.raises(KLoraError) as error:
@@ -278,9 +278,20 @@ class TestFlux:
         split, fused = flux_split("split"), flux_fused("fused")
         layers = {name: layer for name, layer in split.layers.items() if name.endswith("/q")}
         split = replace(split, layers=layers)
-        pair = pair_files(split, fused) if split_is_content else pair_files(fused, split)
+        files = (split, fused) if split_is_content else (fused, split)
+        pair = pair_files(*files)
         assert names(pair) == ["double_blocks_0_img_attn_qkv", "single_blocks_0_linear1"]
         assert not pair.notes
+        assert [layer.k for layer in pair_files(*files, top_k=100).paired] == [4 * 4] * 2
+
+    def test_parts_are_in_name_order_whatever_the_files_order(self):
+        """The cache knows a fused layer by the names of its parts."""
+        split = flux_split("split")
+        turned = replace(split, layers=dict(reversed(split.layers.items())))
+        for file in (split, turned):
+            for layer in pair_files(file, flux_fused("fused")).paired:
+                parts = [part.name for part in layer.content.parts]
+                assert parts == sorted(parts)
 
     def test_a_file_that_has_both_gets_its_whole_one(self):
         whole = flux_fused("whole")

@@ -165,31 +165,23 @@ def test_more_beta_never_gives_content_more(rows, steps):
 tag_names = st.text(
     st.characters(blacklist_characters=":>", blacklist_categories=("Cs", "Cc")), min_size=1
 ).filter(str.strip)
-weights = st.floats(-10, 10).map(lambda x: round(x, 3))
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @given(
     name=tag_names,
-    te=weights,
-    unet=weights,
+    te=finite,
+    unet=finite,
     role=st.sampled_from([None, "content", "style"]),
 )
-def test_tag_round_trip(name, te, unet, role):
-    tag = Tag(name, te, unet, role)
-    assert parse_tag(str(tag).removeprefix("<klora:").removesuffix(">").split(":")) == tag
-
-
-@pytest.mark.parametrize("weight", [0.12345678, 1 / 3])
-def test_tag_keeps_every_digit(weight):
-    tag = Tag("cat", weight, weight)
-    assert parse_tag(str(tag).removeprefix("<klora:").removesuffix(">").split(":")) == tag
+def test_any_name_and_finite_weights_are_read_exactly(name, te, unet, role):
+    written = [name, repr(te), repr(unet), *filter(None, [role])]
+    assert parse_tag(written) == Tag(name, te, unet, role)
 
 
 @given(name=tag_names, weight=finite, role=st.sampled_from(["content", "style"]))
-def test_any_finite_weight_is_read_back_exactly(name, weight, role):
-    tag = parse_tag([name, repr(weight), role])
-    assert tag == Tag(name, weight, weight, role)
+def test_one_weight_is_both(name, weight, role):
+    assert parse_tag([name, repr(weight), role]) == Tag(name, weight, weight, role)
 
 
 @given(items=st.lists(st.text(max_size=8), min_size=1, max_size=6))

@@ -1,11 +1,13 @@
-"""The README says what the table of settings says."""
+"""The README says what the table of settings says, and the sentences that people meet."""
 
+import ast
 import re
 from pathlib import Path
 
 from lib_klora.settings import FIELDS, default_beta
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf8")
 ROWS = {
     name: row.split("|")
     for row in README.splitlines()
@@ -29,3 +31,16 @@ def test_values_and_defaults_are_those_of_the_table():
             assert float(default) == field.default
         elif field.choices and default != "as above":
             assert default == field.default
+
+
+def test_a_quoted_sentence_is_one_that_a_person_meets():
+    """Whoever looks for it finds the row. Names and numbers in a sentence are no part of it."""
+    said = [
+        node.value
+        for path in ROOT.glob("lib_klora/**/*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    quoted = re.findall(r"^\| “(?:… )?(.+?)”", README.replace("`", ""), re.MULTILINE)
+    assert len(quoted) > 3
+    assert [words for words in quoted if not any(words in sentence for sentence in said)] == []

@@ -55,10 +55,11 @@ def cache(tmp_path) -> ScoreCache:
 
 @pytest.fixture
 def no_analysis(monkeypatch):
-    """After ``no_analysis()``, computing anything fails the test."""
+    """After ``no_analysis()``, computing anything or writing it fails the test."""
 
     def forbid():
         monkeypatch.setattr(scores, "_analyse", lambda *_: pytest.fail("it is in the cache"))
+        monkeypatch.setattr(ScoreCache, "save", lambda *_: pytest.fail("it is in the cache"))
 
     return forbid
 
@@ -336,7 +337,7 @@ def test_clear(tmp_path):
 
 
 def test_what_a_killed_process_left_goes_after_an_hour(tmp_path):
-    cache = ScoreCache(tmp_path)
+    cache = ScoreCache(tmp_path, limit=1)  # more than full: another process's file stays
     old, new = tmp_path / "old.tmp", tmp_path / "new.tmp"
     for path in (old, new):
         path.write_bytes(b"half")

@@ -147,7 +147,7 @@ class TestOneGeneration:
         generate(session, settings=Settings(enabled=False, text_encoder=te))
         assert host.attached.te is te
 
-    def test_layers_of_one_file_only_reach_the_host(self, session, host, folder):
+    def test_layers_of_one_file_only_reach_the_host(self, session, host, folder, log):
         save_file(linears(PREFIXES[:6], seed=7), folder / "short.safetensors")
         p = generate(session, tags=[["cat"], ["short"]])
         assert len(host.attached.layers) == 6
@@ -155,6 +155,7 @@ class TestOneGeneration:
         assert len(host.attached.unpaired) == 2
         assert len(host.applied) == 8
         assert infotext.ERROR_KEY not in p.extra_generation_params
+        assert "2 layers are only in “cat” (keep)." in log.text
 
 
 class TestPasses:
@@ -344,6 +345,21 @@ class TestBetweenGenerations:
             "ink",
             "oil",
         ]
+        assert len(session._pairs) == len(session._fusions) == 1
+
+    def test_the_fusions_used_last_are_kept_and_few(self, session, host):
+        for weight in range(2, 9):
+            generate(session)
+            generate(session, tags=[["cat", str(weight)], ["ink"]])
+        assert host.count("fuse") == 8
+        assert len(session._fusions) == 4
+
+    def test_a_preview_keeps_its_pair_only(self, session, folder):
+        for i in range(3):
+            save_file(linears(PREFIXES, seed=50 + i), folder / f"cat{i}.safetensors")
+            session.preview([[f"cat{i}"], ["ink"]], OFF, 4)
+        assert len(session._loras) == 2
+        assert len(session._pairs) == 1
 
     def test_files_of_earlier_generations_are_let_go(self, session, host):
         generate(session)
@@ -368,6 +384,13 @@ class TestBetweenGenerations:
         generate(session)
         assert host.count("load") == 4
         assert host.attached is not first
+
+    def test_a_checkpoint_with_fewer_layers_has_a_pair_of_its_own(self, session, host):
+        generate(session)
+        host.present = Model(PREFIXES[1:])
+        p = generate(session)
+        assert len(host.attached.layers) == 7
+        assert [" fit this model" in comment for comment in p.comments] == [True, True]
 
     def test_next_generation_without_tags_is_clean(self, session, host):
         generate(session)
@@ -426,6 +449,12 @@ class TestReport:
             session.activate(p, TAGS, OFF)
             session.before_model_call(partial(Pass, 0, 4, 4, "Euler", 0.0, hires))
         assert self.passes(session, p) == [(False, 4), (True, 4)]
+
+    def test_a_batch_count_tells_a_note_once(self, session):
+        p = Processing()
+        for _ in range(3):
+            session.activate(p, TAGS, Settings(content="oil", style="oil"))
+        assert len(session.report(p).notes) == 1
 
     def test_the_next_generation_of_the_same_object_begins_anew(self, session):
         # Loopback and the img2img batch run one object several times.
@@ -533,6 +562,11 @@ class TestErrorAtTheRefiner:
         session.activate(p, TAGS, OFF)
         assert infotext.KEY not in p.extra_generation_params
         assert "refiner" not in p.extra_generation_params[infotext.ERROR_KEY]
+
+    def test_a_picture_within_the_pass_is_none(self, session, p):
+        inner = Processing()
+        session.activate(inner, TAGS[:1], OFF)
+        assert "refiner" not in inner.extra_generation_params[infotext.ERROR_KEY]
 
 
 def len2(entry):
@@ -797,11 +831,35 @@ class TestPartlyFittingFile:
             assert tags[0][0] in first
             assert tags[1][0] in second
 
+    def test_as_many_entries_in_other_rows_do_not_fit(self, session, host):
+        host.present.shapes[next(iter(host.present.shapes))] = (4, 16)
+        p = generate(session)
+        assert len(host.attached.layers) == 7
+        assert [" fit this model" in comment for comment in p.comments] == [True, True]
+
     def test_said_in_every_generation(self, session, folder):
         self.few_strange_layers(folder)
         first = generate(session, tags=[["strange"], ["ink"]])
         second = generate(session, tags=[["strange"], ["ink"]])
         assert first.comments == second.comments
+
+
+class TestPreview:
+    """What the page and ``/klora/plan`` show without a generation is what one would do."""
+
+    def test_it_tells_what_a_generation_would(self, session, host):
+        host.present = Model(PREFIXES[1:])
+        named = Settings(content="oil", style="oil")
+        report, _ = session.preview(TAGS, named, 4)
+        assert len(report.notes) == 3
+        told = generate(session, settings=named).comments
+        assert [f"K-LoRA: {note}" for note in report.notes] == list(told)
+
+    def test_it_is_for_the_checkpoint_that_a_generation_would_load(self, session, host):
+        generate(session)
+        host.prepare_model = lambda: setattr(host, "present", Model(PREFIXES[1:]))
+        report, _ = session.preview(TAGS, OFF, 4)
+        assert len(report.passes[0].pair.paired) == 7
 
 
 class TestErrorsOfOurs:
@@ -849,6 +907,15 @@ class TestErrorsOfOurs:
         assert host.count("fuse") == 1
         assert host.count("read") == 0
 
+    @pytest.mark.parametrize("where", ["select", "attach"])
+    def test_nor_in_the_next_image_of_the_batch_count(self, session, host, where):
+        host.fails_in = where
+        p = generate(session)
+        host.fails_in = None
+        host.asked.clear()
+        session.activate(p, TAGS, OFF)
+        assert host.count("fuse") == 1
+
     def test_a_host_that_does_not_say_where_it_is_ends_it_at_once(self, session, host):
         p = Processing()
         session.activate(p, TAGS, OFF)
@@ -889,8 +956,8 @@ class TestErrorsOfOurs:
             session.before_model_call(call(i))
         assert host.count("recover") == 0
         host.asked.clear()
-        generate(session)
-        generate(session)
+        for tags in ([], [], TAGS, TAGS):
+            generate(session, tags=tags)
         assert host.count("recover") == host.count("fuse") == 1
 
     @pytest.mark.parametrize("where", ["select", "attach"])

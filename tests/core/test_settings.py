@@ -6,7 +6,15 @@ import math
 import pytest
 
 from lib_klora.errors import KLoraError
-from lib_klora.settings import BY_NAME, FIELDS, Settings, default_beta, from_args, from_fields
+from lib_klora.settings import (
+    BY_NAME,
+    FIELDS,
+    NO_LORA,
+    Settings,
+    default_beta,
+    from_args,
+    from_fields,
+)
 
 NUMBERS = [
     "alpha", "beta", "top_k", "content_weight", "style_weight", "hires_alpha", "hires_beta",
@@ -194,8 +202,9 @@ class TestWords:
         assert getattr(from_fields({name: value}), name) == value
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_null_name_is_no_name(self, name):
-        assert getattr(from_fields({name: None}), name) == ""
+    @pytest.mark.parametrize("value", [None, NO_LORA])
+    def test_null_name_is_no_name(self, name, value):
+        assert getattr(from_fields({name: value}), name) == ""
 
     @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("value", [1, True, ["cat"], math.nan])

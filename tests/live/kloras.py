@@ -2,7 +2,7 @@
 
 import re
 
-from make_loras import ATTENTION, layers_of, parts_of
+from make_loras import ATTENTION
 from paper import Choice
 
 
@@ -49,13 +49,6 @@ def recorded(webui, image=None, **fields):
 def weights_under(webui, prompt, **fields):
     """The UNet's weights under a prompt with `<lora:…>`, as the last call of one step used them."""
     return recorded(webui, prompt=prompt, steps=1, **fields)[1][-1]["weights"]
-
-
-def lora_layers(webui, name):
-    """The UNet layers of a LoRA file."""
-    file = webui.loras / f"{name}.safetensors"
-    parts = parts_of(file, layers_of(checkpoint_of(webui)))
-    return [part for part in parts if not part.startswith("te")]
 
 
 def assert_weights(found, wanted, roles, base):
