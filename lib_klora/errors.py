@@ -1,7 +1,10 @@
 """The one family of errors that a person can cause, and the log they appear in."""
 
 import logging
+import re
 import sys
+
+import torch
 
 
 class KLoraError(Exception):
@@ -11,6 +14,14 @@ class KLoraError(Exception):
     in the page, the picture's parameters and the log, and lets the picture be made. The preview,
     ``/klora/plan``, the X/Y/Z plot and the command line answer with it.
     """
+
+
+def is_full_memory(error: BaseException) -> bool:
+    """Whether memory was full, the computer's or a device's; only CUDA has a class of its own."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError)
+        and re.search(r"(out of|not enough|allocate)\b.*\bmemory", str(error)) is not None
+    )
 
 
 def get_log() -> logging.Logger:

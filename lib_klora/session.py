@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from . import infotext
-from .errors import KLoraError, get_log
+from .errors import KLoraError, get_log, is_full_memory
 from .hosts import Fusion, Host, HostLora, OnDisk
 from .layer_names import is_attention
 from .lora_file import LoraFile, parse_lora
@@ -543,6 +543,13 @@ class Session:
 
     def _tell_unexpected(self, p: Any, error: Exception) -> None:
         log.error(traceback.format_exc().rstrip())
+        if is_full_memory(error):
+            self._tell(
+                p,
+                "Memory is full, so the picture is made without K-LoRA: choose a smaller size, or "
+                "make room, and generate again.",
+            )
+            return
         self._tell(
             p,
             f"K-LoRA failed ({type(error).__name__}: {error}); the picture is made without it. "

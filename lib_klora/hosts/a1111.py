@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from modules import devices, sd_hijack, sd_models, shared
 
-from ..errors import KLoraError
+from ..errors import KLoraError, is_full_memory
 from ..layer_names import common_name
 from ..methods import BITS, BOTH
 from ..pair import Pair
@@ -198,7 +198,8 @@ class A1111(CommonHost):
     def recover(self) -> None:
         for model in _models():
             for layer in model.network_layer_mapping.values():
-                _invalidate(layer)
+                if _has_backups(layer):
+                    _invalidate(layer)
 
     @staticmethod
     def _put_into_list(fusion: _Fusion) -> None:
@@ -276,10 +277,8 @@ def _counting(kind: type) -> type:
         def calc_updown(self, orig_weight: torch.Tensor) -> Any:
             try:
                 return super().calc_updown(orig_weight)
-            except torch.cuda.OutOfMemoryError:
-                raise
             except RuntimeError as error:
-                if "memory" not in str(error):  # as other devices' errors say
+                if not is_full_memory(error):
                     self.network.klora_refused += 1
                 raise
 
@@ -302,6 +301,13 @@ def _invalidate(layer: Any) -> None:
     """
     if getattr(layer, "network_weights_backup", None) is not None:
         layer.network_current_names = _INVALID
+
+
+def _has_backups(layer: Any) -> bool:
+    """Whether the host has backed up all of a layer. It does so before it applies anything, the
+    weight first; where that ended at the bias, a changed record would cost the layer its bias."""
+    bias = getattr(getattr(layer, "out_proj", layer), "bias", None)
+    return bias is None or getattr(layer, "network_bias_backup", None) is not None
 
 
 def _show_embeddings(net: network.Network) -> None:

@@ -876,6 +876,31 @@ class TestErrorsOfOurs:
         assert len(p.comments) == 1
 
     @pytest.mark.parametrize("where", ["read", "load", "fuse", "select", "attach"])
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError,
+            torch.cuda.OutOfMemoryError,
+            lambda _: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to …"),
+            lambda _: RuntimeError("MPS backend out of memory (MPS allocated: 5 GB …)"),
+            lambda _: RuntimeError("There is not enough GPU video memory available!"),
+        ],
+    )
+    def test_full_memory_is_none(self, session, host, where, error):
+        host.fails_in, host.error = where, error
+        p = generate(session)
+        assert host.attached is None
+        sentence = p.extra_generation_params[infotext.ERROR_KEY]
+        assert sentence.startswith("Memory is full")
+        assert "report" not in sentence
+
+    def test_a_device_that_broke_is_not_full(self, session, host):
+        host.fails_in = "select"
+        host.error = lambda _: RuntimeError("CUDA error: an illegal memory access")
+        p = generate(session)
+        assert "illegal memory access" in p.extra_generation_params[infotext.ERROR_KEY]
+
+    @pytest.mark.parametrize("where", ["read", "load", "fuse", "select", "attach"])
     def test_next_generation_works(self, session, host, folder, where):
         host.fails_in = where
         generate(session)

@@ -75,6 +75,18 @@ def test_after_a_layer_that_did_not_find_memory(webui, fresh):
     assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).sha == whole.sha
 
 
+def test_after_a_bias_that_could_not_be_backed_up(webui, host, fresh):
+    """The layer's weight has a backup then, and nothing is applied to either."""
+    if host != "a1111":
+        pytest.skip("Forge backs up a parameter together with what it merges into it")
+    for bias in (30, 250):  # of a text encoder, whose results the host keeps, and of the UNet
+        webui.load("tiny_sd15_b")  # loading a checkpoint takes the backups away
+        webui.load("tiny_sd15")
+        webui.next(backup_fails=bias)
+        assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).error
+        assert_as_fresh(webui, fresh)
+
+
 def test_after_a_checkpoint_switch(webui, fresh):
     first = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
     webui.load("tiny_sd15_b")

@@ -14,6 +14,7 @@ POST /klora-probe/next      what to do during the next image; every field may be
    "apply_fails": [FIRST, LAST, "memory" | "other"]
                             from the FIRST to the LAST time that the host computes what a LoRA
                             changes in a weight, that raises
+   "backup_fails": N        AUTOMATIC1111: the Nth weight or bias that it backs up finds no memory
    "steps_unknown_after": STEP
                             after that model call the denoiser has no "steps" any more: nothing of
                             the host's own needs it then
@@ -169,6 +170,26 @@ def fail_to_apply(times):
     setattr(owner, name, fail)
 
 
+def fail_to_back_up(number):
+    """AUTOMATIC1111: let the backup of one parameter raise, once; None takes it back."""
+    networks = sys.modules.get("networks")
+    store = getattr(networks, "store_weights_backup", None)
+    if store is None:
+        return
+    networks.store_weights_backup = store = getattr(store, "own", store)
+    if number is None:
+        return
+    count = itertools.count(1)
+
+    def fail(weight):
+        if next(count) == number:
+            raise MERGE_ERRORS["memory"]
+        return store(weight)
+
+    fail.own = store
+    networks.store_weights_backup = fail
+
+
 def set_weights_by_name(weights):
     """AUTOMATIC1111: networks of these names have these weights; {} takes it back."""
     if "network" not in sys.modules:
@@ -231,6 +252,7 @@ class Probe:
         self.doing, self.asked = self.asked, {}
         set_weights_by_name(self.doing.get("weights_of", {}))
         fail_to_apply(self.doing.get("apply_fails"))
+        fail_to_back_up(self.doing.get("backup_fails"))
         self.calls, self.errors = [], []
         self.identities = None
 
