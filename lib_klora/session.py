@@ -143,6 +143,9 @@ class Session:
         self._applying = False
         """Whether the host may be applying a fusion: from ``attach`` on, and in each model call.
         If it still may when a generation begins, the last one has ended in the middle of it."""
+        self._given_up: tuple[Any, int, bool] = (lambda: None, 0, False)
+        """The pass that K-LoRA has ended in: weak reference to its generation, which batch of it,
+        whether hires."""
         self._reports: list[tuple[weakref.ref, Report]] = []
         """Of the latest generations: one may run within another."""
         self._loras: dict[tuple, HostLora] = {}
@@ -171,6 +174,9 @@ class Session:
             t0: progress at which the pass starts.
         """
         active = None
+        if self._has_given_up(p):  # a refiner takes the pass over, whose error stays
+            self.attach(p)
+            return
         refiner = self._is_sampling(p)
         self._report = self._report_of(p)
         if not (refiner or getattr(p, "is_hr_pass", False)):
@@ -199,7 +205,7 @@ class Session:
                 self._host.attach(active.fusion, active.plan_for(1, active.t0).row(0))
         except Exception as error:
             self._tell_unexpected(p, error)
-            self._give_up()
+            self._give_up(p)
 
     def before_model_call(self, read_pass: Callable[[], Pass]) -> None:
         """Gives every layer the LoRA that the plan has for this step. What ``read_pass`` raises,
@@ -218,9 +224,9 @@ class Session:
         except Exception as error:
             self._hide(active)
             self._tell_unexpected(active.processing(), error)
-            self._give_up()
+            self._give_up(active.processing())
         except BaseException:
-            self._give_up()
+            self._give_up(active.processing())
             raise
 
     def after_model_call(self) -> None:
@@ -233,7 +239,7 @@ class Session:
         except KLoraError as error:
             self._hide(active)
             self._tell(active.processing(), str(error))
-            self._give_up()
+            self._give_up(active.processing())
         else:
             self._applying = False
 
@@ -246,6 +252,7 @@ class Session:
     def begin(self, p: Any) -> None:
         """Generation ``p`` begins: what an earlier one has left is taken back."""
         self._reports = [entry for entry in self._reports if entry[0]() is not p]
+        self._given_up = (lambda: None, 0, False)
         self.detach()
         if self._applying:
             self._fusions.clear()
@@ -360,6 +367,15 @@ class Session:
             and active.processing() is p
             and active.iteration == getattr(p, "iteration", 0)
             and active.shown.hires == getattr(p, "is_hr_pass", False)
+        )
+
+    def _has_given_up(self, p: Any) -> bool:
+        """Whether K-LoRA has ended in the pass of ``p`` that is under way."""
+        of, iteration, hires = self._given_up
+        return (
+            of() is p
+            and iteration == getattr(p, "iteration", 0)
+            and hires == getattr(p, "is_hr_pass", False)
         )
 
     def _find(self, tag: Tag) -> OnDisk:
@@ -483,8 +499,11 @@ class Session:
             del self._fusions[next(iter(self._fusions))]
         return fusion
 
-    def _give_up(self) -> None:
+    def _give_up(self, p: Any) -> None:
         """After something went wrong with a fusion: what it has applied is not known any more."""
+        if p is not None:
+            hires = getattr(p, "is_hr_pass", False)
+            self._given_up = weakref.ref(p), getattr(p, "iteration", 0), hires
         self._active = None
         self._fusions.clear()
         self._host.abandon()

@@ -563,6 +563,21 @@ class TestErrorAtTheRefiner:
         assert infotext.KEY not in p.extra_generation_params
         assert "refiner" not in p.extra_generation_params[infotext.ERROR_KEY]
 
+    def test_what_failed_before_it_stays_so_and_stays_told(self, session, host, p):
+        host.present, host.fails_in = Model(PREFIXES), "select"
+        session.before_model_call(call(3))
+        error = p.extra_generation_params[infotext.ERROR_KEY]
+        host.fails_in = None
+        session.activate(p, TAGS, OFF)
+        session.before_model_call(call(3))
+        assert p.extra_generation_params[infotext.ERROR_KEY] == error
+        assert infotext.KEY not in p.extra_generation_params
+        assert host.attached is None
+        p.iteration = 1
+        session.activate(p, TAGS, OFF)
+        assert infotext.ERROR_KEY not in p.extra_generation_params
+        assert infotext.KEY in p.extra_generation_params
+
     def test_a_picture_within_the_pass_is_none(self, session, p):
         inner = Processing()
         session.activate(inner, TAGS[:1], OFF)
@@ -938,6 +953,7 @@ class TestErrorsOfOurs:
         p = generate(session)
         host.fails_in = None
         host.asked.clear()
+        p.iteration = 1
         session.activate(p, TAGS, OFF)
         assert host.count("fuse") == 1
 
