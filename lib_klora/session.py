@@ -97,6 +97,12 @@ class Report:
     notes: list[str] = field(default_factory=list)
     error: str = ""
 
+    @property
+    def has_picture_without(self) -> bool:
+        """Whether one image of a batch count has K-LoRA and another has none of it."""
+        parts = {_HIRES_WITHOUT, _REFINER_WITHOUT}
+        return bool(self.passes and self.error) and parts.isdisjoint(self.notes)
+
 
 @dataclass(eq=False)
 class _Active:

@@ -80,7 +80,7 @@ def to_html(report: Report, errors: Sequence[str] = ()) -> str:
     of the job, which may be more than the one that is reported."""
     notes = [note for note in report.notes if note != report.error]
     others = [error for error in errors if error not in report.notes]
-    if others and report.passes:
+    if (others and report.passes) or report.has_picture_without:
         notes.insert(0, texts.NOT_EVERY)
     parts = [_sentence(error, "klora-error") for error in (report.error, *others) if error]
     names = [done.names for done in report.passes]

@@ -450,6 +450,25 @@ class TestReport:
             session.before_model_call(partial(Pass, 0, 4, 4, "Euler", 0.0, hires))
         assert self.passes(session, p) == [(False, 4), (True, 4)]
 
+    @pytest.mark.parametrize("failing", [0, 1, None])
+    def test_a_picture_without_in_a_batch_count(self, session, failing):
+        p = Processing()
+        for p.iteration in range(2):
+            session.activate(p, [["nowhere"], ["ink"]] if p.iteration == failing else TAGS, OFF)
+            session.before_model_call(call(0))
+        report = session.report(p)
+        assert self.passes(session, p) == [(False, 4)]
+        assert report.has_picture_without is (failing is not None)
+
+    def test_a_hires_pass_without_is_no_picture_without(self, session):
+        p = Processing(enable_hr=True)
+        session.activate(p, TAGS, OFF)
+        session.before_model_call(call(0))
+        p.is_hr_pass = True
+        session.activate(p, [["nowhere"], ["ink"]], OFF)
+        assert session.report(p).error
+        assert not session.report(p).has_picture_without
+
     def test_a_batch_count_tells_a_note_once(self, session):
         p = Processing()
         for _ in range(3):
