@@ -137,7 +137,6 @@ class A1111(CommonHost):
                 parts.text_encoder[key] = module
         net.modules = {}
         net.klora_refused = 0
-        net.dyn_dim = None
         return HostLora(on_disk, shapes, parts)
 
     def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> _Fusion:
@@ -252,7 +251,6 @@ def _carrier(*nets: network.Network) -> network.Network:
     """A network for the host's list that stands for one file or both."""
     files = " + ".join(net.network_on_disk.name for net in nets)
     carrier = network.Network(f"K-LoRA {next(_numbers)} {files}", nets[0].network_on_disk)
-    carrier.mentioned_name = carrier.name
     carrier.klora = True
     return carrier
 

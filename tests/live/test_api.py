@@ -87,7 +87,12 @@ def test_s_star_has_its_own_beta_unless_one_is_given(webui):
     paper = webui.txt2img(**fields, alwayson_scripts=script(scale="S*"))
     given = webui.txt2img(**fields, alwayson_scripts=script(scale="S*", beta=1.3))
     other = webui.txt2img(**fields, alwayson_scripts=script(scale="S*", beta=0.5))
-    assert paper.sha == given.sha != other.sha
+    webui.post("/sdapi/v1/options", {"klora_scale": "S*"})
+    try:
+        alone = webui.txt2img(**fields)
+    finally:
+        webui.post("/sdapi/v1/options", {"klora_scale": "S"})
+    assert paper.sha == given.sha == alone.sha != other.sha
     assert text_of(paper).startswith("scale=S*; files=")
     assert text_of(other).startswith("beta=0.5; scale=S*; files=")
 
@@ -139,7 +144,10 @@ def test_prompt_matrix_and_xyz(webui):
 
 def test_the_queue_of_many(webui):
     """K-LoRA, plain and `<lora:>` in turn, twice: each image is always the same."""
-    prompts = [tags(*PAIR), "a cat", "a cat <lora:sd15_content:1>", tags(*PAIR[::-1]), tags(*PAIR)]
+    prompts = [
+        tags(*PAIR), "a cat", "a cat <lora:sd15_content:1>", tags(*PAIR[::-1]), tags(*PAIR),
+        tags(f"{PAIR[0]}:0.5", PAIR[1]),
+    ]  # fmt: skip
     runs = [[webui.txt2img(prompt=prompt).sha for prompt in prompts] for _ in range(2)]
     assert runs[0] == runs[1]
-    assert len(set(runs[0])) == 4
+    assert len(set(runs[0])) == 5

@@ -61,7 +61,18 @@ def test_a_fixed_choice_is_the_file_composed_of_the_winners(webui, model, pair):
 
 def test_at_every_step_every_layer_is_what_its_lora_makes_of_it(webui, model, pair):
     """The default α and β, all storage types: the raw weights of each model call."""
-    reading = choice(webui, *pair)
+    assert_every_step(webui, pair)
+
+
+@pytest.mark.models("sd15_fp8_online")
+def test_a_bias_of_one_file_goes_with_it(webui, model):
+    """Also where the host adds LoRAs at every forward: nothing is left in the bias then."""
+    assert_every_step(webui, (model.lora("style_full"), model.lora("content")), layers=is_attention)
+
+
+def assert_every_step(webui, pair, **how):
+    """The weights of each model call are those that the paper asks for; `how` as for `choice`."""
+    reading = choice(webui, *pair, **how)
     base = weights_under(webui, "a cat")
     wanted = {
         role: weights_under(webui, f"a cat <lora:{name}:1>")

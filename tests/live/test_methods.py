@@ -236,7 +236,9 @@ def test_other_loras_apply_as_without_us(webui, expected):
 def test_methods_in_turn_leave_nothing_behind(webui):
     """Each image is the one of a first time, whichever method went before; so is the base."""
     base = webui.txt2img(steps=STEPS).sha
-    fields = dict(prompt=tags(*PAIR), steps=STEPS)
+    both = webui.txt2img(prompt="a cat <lora:{}:0.9> <lora:{}:1>".format(*PAIR), steps=STEPS).sha
+    # At a weight that no other test has, so that the pair is fused anew, for K-LoRA at first.
+    fields = dict(prompt=tags(f"{PAIR[0]}:0.9", PAIR[1]), steps=STEPS)
 
     def images(order, between):
         found = {}
@@ -249,6 +251,7 @@ def test_methods_in_turn_leave_nothing_behind(webui):
     methods = ["K-LoRA", *METHODS]
     first = images(methods, between=True)
     assert len({*first.values(), base}) == len(methods) + 1
+    assert first["Direct merge"] == both
     assert images(methods[::-1], between=False) == first
     assert images([*methods[::2], *methods[1::2]], between=False) == first
     assert webui.txt2img(steps=STEPS).sha == base

@@ -121,7 +121,13 @@ def test_an_error_in_a_picture_within_the_picture_is_told(page):
     assert "Not every picture" not in page.wait_report("img.klora-map")
 
 
-def test_a_preview_is_what_the_run_then_does(page):
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_a_preview_is_what_the_run_then_does(page, tab):
+    if tab == "img2img":
+        page.generate("a cat")
+        page.page.locator("#txt2img_send_to_img2img").click()
+        page.page.wait_for_timeout(2500)
+        page.tab = tab
     page.switch_on()
     page.prompt.fill(tags(*PAIR))
     page.part("preview").click()

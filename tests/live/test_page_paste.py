@@ -1,5 +1,7 @@
 """A pasted infotext restores every control; renamed files are found again."""
 
+import shutil
+
 import pytest
 from kloras import PAIR, tags
 from test_page_controls import HIRES_VALUES, PAIR_VALUES, VALUES
@@ -53,6 +55,8 @@ def test_paste_switches_it_on_with_the_papers_values(page):
     assert page.is_on
     assert (page.value("alpha"), page.value("beta"), page.value("scale")) == (1.5, 0.5, "S")
     assert page.prompt.input_value() == tags(*PAIR)
+    page.paste("a cat\nSteps: 4, Seed: 1, K-LoRA: scale=S*; hires=own; hires_scale=S*")
+    assert (page.value("beta"), page.value("hires_beta")) == (1.3, 1.3)
 
 
 def test_a_paste_says_what_it_cannot_read(page):
@@ -136,3 +140,17 @@ def test_renamed_files_are_found_by_their_hash(page):
         page.webui.refresh_loras()
     page.paste(in_tags)
     assert "“was_here” of this picture" in page.wait_report(".klora-note")
+
+
+def test_another_file_of_the_same_name_is_told(page):
+    path = page.webui.loras / "same_name.safetensors"
+    try:
+        path.write_bytes((path.parent / f"{PAIR[0]}.safetensors").read_bytes()[:-4] + b"1236")
+        page.webui.refresh_loras()
+        infotext = page.generate(tags(path.stem, PAIR[1]))
+        shutil.copy(path.with_stem("sd15_other"), path)
+        page.paste(infotext)
+    finally:
+        path.unlink()
+        page.webui.refresh_loras()
+    assert "is not the file that" in page.wait_report(".klora-note")

@@ -45,6 +45,16 @@ def test_settings_and_where_the_pass_starts(webui):
     assert late["gamma"] == plan["gamma"]
 
 
+def test_layers_of_one_file_are_named(webui):
+    request = {**REQUEST, "content": "sd15_content_down"}
+    plan = webui.post("/klora/plan", request)
+    assert set(plan["unpaired"].values()) == {"style"}
+    assert len(plan["unpaired"]) + len(plan["layers"]) == 128
+    assert any("only in “sd15_style” (keep)" in warning for warning in plan["warnings"])
+    dropped = webui.post("/klora/plan", {**request, "settings": {"unpaired": "drop"}})
+    assert dropped["unpaired"] == {}
+
+
 def test_a_plan_changes_nothing(webui):
     plain = webui.txt2img()
     webui.post("/klora/plan", REQUEST)
@@ -101,10 +111,13 @@ def status(server, path, headers=None, data=None):
 
 def test_the_hosts_log_ins_hold(webui):
     basic = {"Authorization": "Basic " + base64.b64encode(b"ann:secret").decode()}
-    wrong = {"Authorization": "Basic " + base64.b64encode(b"ann:guess").decode()}
+    refused = [
+        {"Authorization": "Basic " + base64.b64encode(user).decode()}
+        for user in (b"ann:guess", b"ann:", b"nobody:")
+    ]
     with guarded(webui, "--api-auth", "ann:secret") as server:
         assert status(server, "/klora/loras")[0] == 401
-        assert status(server, "/klora/loras", wrong)[0] == 401
+        assert [status(server, "/klora/loras", wrong)[0] for wrong in refused] == [401] * 3
         assert status(server, "/klora/loras", basic)[0] == 200
         body = json.dumps(REQUEST).encode()
         kind = {"Content-Type": "application/json"}
@@ -117,3 +130,5 @@ def test_the_hosts_log_ins_hold(webui):
         assert code == 200
         cookies = [value.split(";")[0] for value in headers.get_all("set-cookie")]
         assert status(server, "/klora/loras", {"Cookie": "; ".join(cookies)})[0] == 200
+        forged = "; ".join(f"{cookie.partition('=')[0]}=forged" for cookie in cookies)
+        assert status(server, "/klora/loras", {"Cookie": forged})[0] == 401

@@ -99,6 +99,19 @@ def test_after_a_checkpoint_switch(webui, fresh):
     assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).sha == first.sha
 
 
+def test_a_checkpoint_is_not_kept_beside_the_next(webui, host):
+    """While that is being loaded, memory would have to hold both."""
+    if host != "forge":
+        pytest.skip("AUTOMATIC1111 empties the old checkpoint's model, whoever holds it")
+    counts = []
+    for prompt, other in (("a cat", "tiny_sd15_b"), (tags(*PAIR), "tiny_sd15")):
+        assert not webui.txt2img(prompt=prompt, steps=STEPS).error
+        webui.load(other)
+        assert not webui.txt2img(steps=1).error
+        counts.append(webui.get("/klora-probe/unets"))
+    assert counts[0] == counts[1]
+
+
 def test_the_other_checkpoints_base_is_its_own(webui, fresh):
     webui.load("tiny_sd15_b")
     wanted = webui.txt2img(steps=STEPS)

@@ -2,6 +2,7 @@
 
 import pytest
 from kloras import script
+from make_loras import load_file, save
 
 CONTENT, STYLE = "sd15_content_te", "sd15_style_te"
 
@@ -75,13 +76,14 @@ def test_a_change_beside_the_prompt_reuses_no_stale_conditions(webui):
     seen = [base]
     for fields in (
         script(**pair),
+        script(content="sd15_other_te", style=STYLE),
         script(**pair, content_weight=0.5),
         script(**pair, style_weight=0.5),
         script(content=STYLE, style=CONTENT, content_weight=0.3),
     ):
         seen.append(conditions(webui, prompt="a cat", alwayson_scripts=fields))
         assert conditions(webui, prompt="a cat", alwayson_scripts=fields) == seen[-1]
-    assert len(set(seen)) == 5
+    assert len(set(seen)) == 6
     assert conditions(webui, prompt="a cat") == base
 
 
@@ -92,6 +94,14 @@ def test_after_an_error_they_are_gone(webui):
     result = webui.txt2img(steps=2, alwayson_scripts=script(content=CONTENT, style="nowhere"))
     assert "K-LoRA error" in result.infotexts[0]
     assert webui.last()[0]["cond"] == base
+
+
+def test_after_an_end_while_they_were_applied_they_are_gone(webui):
+    base = conditions(webui, prompt="a dog")
+    conditions(webui, prompt="a cat")  # the hosts keep the last prompt's
+    webui.next(apply_fails=[5, 10**6, "other"])
+    assert webui.txt2img(prompt=f"a cat <klora:{CONTENT}> <klora:{STYLE}>").error
+    assert conditions(webui, prompt="a dog") == base
 
 
 def test_after_reload_ui_they_are_gone(webui):
@@ -115,6 +125,8 @@ def test_in_a_hires_pass_with_tags_of_its_own(webui):
         assert not webui.txt2img(**prompts, **hires).error
         calls = webui.last()
         assert tuple(call["cond"] for call in (calls[0], calls[-1])) == order
+    named = script(content=CONTENT, style=STYLE)  # as the hires pass had, which began without
+    assert conditions(webui, prompt="a cat", alwayson_scripts=named) == wanted[0]
 
 
 def test_embeddings_bundled_in_a_file_are_known(webui, host):
@@ -131,3 +143,20 @@ def test_embeddings_bundled_in_a_file_are_known(webui, host):
     webui.next(empty_networks=True)
     assert conditions(webui, prompt=f"{prompt} <klora:{name}> <klora:sd15_style>") == wanted
     assert conditions(webui, prompt=prompt) == plain
+
+
+def test_the_persons_own_embedding_of_that_word_goes_first_and_stays(webui, host):
+    if host != "a1111":
+        pytest.skip("Forge does not read bundled embeddings")
+    name, prompt = "sd15_content_bundle", "the sks_word"
+    own = webui.data / "embeddings" / "sks_word.safetensors"
+    own.parent.mkdir(exist_ok=True)
+    bundled = load_file(webui.loras / f"{name}.safetensors")["bundle_emb.sks_word.emb"]
+    save(own, {"emb_params": 2 * bundled})
+    try:
+        wanted = conditions(webui, prompt=prompt)
+        assert conditions(webui, prompt=f"{prompt} <klora:{name}> <klora:sd15_style>") == wanted
+        assert conditions(webui, prompt=prompt) == wanted
+    finally:
+        own.unlink()
+    assert conditions(webui, prompt=f"{prompt} ") != wanted

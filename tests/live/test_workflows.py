@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from kloras import PAIR, Expectation, always, recorded, script, tags
 from make_loras import layers_of, write
+from safetensors.torch import load_file, save_file
 
 TE = {"content": "sd15_content_te", "style": "sd15_style_te"}
 HIRES = {"enable_hr": True, "hr_scale": 1, "denoising_strength": 0.5, "steps": 2}
@@ -253,3 +254,21 @@ def test_a_link_to_nowhere_is_told_as_a_missing_file(webui):
         link.unlink()
         webui.refresh_loras()
     assert "There is no LoRA “dangling”" in text
+
+
+def test_the_name_in_a_file_counts_while_no_other_file_has_it(webui):
+    """As for `<lora:>`, which would not know either which of them is meant."""
+    paths = [webui.loras / f"{name}.safetensors" for name in ("first_twin", "second_twin")]
+    tensors = load_file(webui.loras / f"{PAIR[0]}.safetensors")
+    unknown = []
+    try:
+        for path in paths:
+            save_file(tensors, path, {"ss_output_name": "twin"})
+            webui.refresh_loras()
+            text = webui.txt2img(prompt=tags("twin", PAIR[1]), steps=2).infotexts[0]
+            unknown.append("There is no LoRA “twin”" in text)
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        webui.refresh_loras()
+    assert unknown == [False, True]

@@ -32,10 +32,12 @@ GET  /klora-probe/last      {"calls": [...], "errors": [...]} of the last image;
 POST /klora-probe/restore   undo the swaps now; the next image does so by itself
 POST /klora-probe/reload_ui what the button does
 POST /klora-probe/refresh_model   Forge: read the loading options again, as its page does
+GET  /klora-probe/unets     Forge: how many were in memory when the last checkpoint had been loaded
 GET  /klora-probe/events    how many of the page's events the server has not finished
 """
 
 import functools
+import gc
 import hashlib
 import itertools
 import re
@@ -105,7 +107,8 @@ def weights():
         for part, tensor in parameters(module):
             found[f"{name}.{part}"] = digest(tensor)
         for part, entries in getattr(module, "forge_online_loras", {}).items():
-            found[f"{name}.{part}#online"] = digest(entries)
+            if entries:
+                found[f"{name}.{part}#online"] = digest(entries)
     return found
 
 
@@ -245,6 +248,7 @@ class Probe:
         self.calls, self.errors = [], []
         self.identities = None
         self.denoiser, self.nested = None, False
+        self.unets = 0
 
     def start(self):
         """A new image: give back what the last one changed."""
@@ -446,6 +450,15 @@ def unfinished_events(queue):
     return sum(map(len, lines)) + sum(job is not None for job in queue.active_jobs)
 
 
+def on_model_loaded(model):
+    """A checkpoint has been loaded, and nobody has been told so before us."""
+    if hasattr(model, "forge_objects"):
+        probe.denoiser = None
+        gc.collect()
+        kind = type(model.forge_objects.unet.model.diffusion_model)
+        probe.unets = sum(type(thing) is kind for thing in gc.get_objects())
+
+
 def on_app_started(demo, app):
     """The routes."""
 
@@ -471,6 +484,10 @@ def on_app_started(demo, app):
 
         main_entry.refresh_model_loading_parameters()
 
+    @app.get("/klora-probe/unets")
+    def unets():
+        return probe.unets
+
     @app.get("/klora-probe/events")
     def events():
         return unfinished_events(demo._queue)
@@ -478,4 +495,5 @@ def on_app_started(demo, app):
 
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
 script_callbacks.on_cfg_after_cfg(on_cfg_after_cfg)
+script_callbacks.on_model_loaded(on_model_loaded)
 script_callbacks.on_app_started(on_app_started)
