@@ -67,11 +67,12 @@ class TensorFile(Mapping[str, torch.Tensor]):
         return len(self._keys)
 
     def read_all(self) -> dict[str, torch.Tensor]:
-        """All tensors, for a host that keeps them: from one opening, because each opening maps the
-        whole file, and Windows counts that as memory in use."""
-        get = self._opened()
+        """Copies of all tensors, for a host that keeps them. A mapped file that is written over,
+        or whose disk goes away, would end the process at the next look at it, and Windows lets
+        nobody save to it."""
+        tensors = {key: self[key].clone() for key in self}
         self.release()
-        return {key: get(key) for key in self._keys}
+        return tensors
 
     def release(self) -> None:
         """Closes the file, until the next tensor is asked for."""
