@@ -370,19 +370,12 @@ class Session:
         return (
             active is not None
             and active.shown is not None
-            and active.processing() is p
-            and active.iteration == getattr(p, "iteration", 0)
-            and active.shown.hires == getattr(p, "is_hr_pass", False)
+            and _is_in(p, active.processing, active.iteration, active.shown.hires)
         )
 
     def _has_given_up(self, p: Any) -> bool:
         """Whether K-LoRA has ended in the pass of ``p`` that is under way."""
-        of, iteration, hires = self._given_up
-        return (
-            of() is p
-            and iteration == getattr(p, "iteration", 0)
-            and hires == getattr(p, "is_hr_pass", False)
-        )
+        return _is_in(p, *self._given_up)
 
     def _find(self, tag: Tag) -> OnDisk:
         entry = self._host.find(tag.name)
@@ -588,6 +581,15 @@ def _left_out(file: LoraFile, prefixes: Sequence[str], one: str, more: str, why:
     if len(prefixes) == 1:
         return f"1 layer {such} {one} {why} and is left out."
     return f"{len(prefixes)} layers {such} {more} {why} and are left out."
+
+
+def _is_in(p: Any, processing: Callable[[], Any], iteration: int, hires: bool) -> bool:
+    """Whether generation ``p`` is in this pass: of this generation and batch, hires or not."""
+    return (
+        processing() is p
+        and iteration == getattr(p, "iteration", 0)
+        and hires == getattr(p, "is_hr_pass", False)
+    )
 
 
 def prompts_have_tags(p: Any) -> bool:
