@@ -103,8 +103,8 @@ class ScoreCache:
         return sum(size for _, size, _ in self._entries())
 
     def clear(self) -> int:
-        """Removes all entries; how many."""
-        return sum(_removed(path) for _, _, path in self._entries())
+        """Removes all entries; how many could not be removed."""
+        return sum(not _removed(path) for _, _, path in self._entries())
 
     def _path(self, sha256: str) -> Path:
         if not re.fullmatch("[0-9a-f]{64}", sha256):

@@ -84,7 +84,7 @@ class TensorFile(Mapping[str, torch.Tensor]):
             last.release()
         TensorFile._last = weakref.ref(self)
         keys, get = self._open_file()
-        status = os.stat(self._path)
+        status = or_refusal(self._path, os.stat, self._path)
         version = status.st_mtime_ns, status.st_size
         if self._version is None:
             self._version, self._keys = version, dict.fromkeys(keys)

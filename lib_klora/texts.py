@@ -70,6 +70,14 @@ def cache_sentence(size: int, limit: int) -> str:
     )
 
 
+def not_cleared_sentence(folder: object) -> str:
+    """``folder``: of the cache."""
+    return (
+        f"Not all of the cache could be removed: allow the WebUI to write to the folder "
+        f"“{folder}”, or remove its files yourself."
+    )
+
+
 def fragments(sentence: str) -> list[tuple[str, bool]]:
     """The parts of a sentence in order, each with whether it is a fixed part: one that the same
     sentence has about other names and numbers too."""

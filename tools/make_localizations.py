@@ -27,6 +27,7 @@ OTHER_TEXTS = (
 )  # fmt: skip
 SENTENCES = (
     page.cache_sentence(0, 1),
+    page.not_cleared_sentence("x"),
     # the reading of a selection map
     "Hires: 1 % content; 1 % both; above 1 % content; below 1 % content",
     "style takes over at step 2, content at step 3, style at step 4 of 5",
@@ -251,6 +252,14 @@ TRANSLATIONS = {
     "twice.": (
         "MiB。它保存 LoRA 文件的比较结果，使同一文件不必重复分析。",
         "MiB です。LoRA ファイルの比較結果を保存し、同じファイルの再解析を省きます。",
+    ),
+    "Not all of the cache could be removed: allow the WebUI to write to the folder": (
+        "缓存未能全部删除：请允许 WebUI 写入此文件夹",
+        "キャッシュの一部を削除できませんでした。WebUI に次のフォルダーへの書き込みを許可するか",
+    ),
+    ", or remove its files yourself.": (
+        "，或自行删除其中的文件。",
+        "、中のファイルをご自分で削除してください。",
     ),
     "Hires:": ("高清修复：", "高解像度："),
     "% content": ("% 内容", "% 内容"),

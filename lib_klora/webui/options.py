@@ -8,8 +8,17 @@ from modules import shared
 from ..errors import KLoraError, get_log
 from ..score_cache import ScoreCache
 from ..settings import Field, Settings, default_beta
-from ..texts import CLEAR_CACHE, LOG_LEVEL, OFFERED, OPTIONS, cache_sentence, to_html
+from ..texts import (
+    CLEAR_CACHE,
+    LOG_LEVEL,
+    OFFERED,
+    OPTIONS,
+    cache_sentence,
+    not_cleared_sentence,
+    to_html,
+)
 from .controls import UNLISTED, choice
+from .reading import notes_html
 
 _SECTION = ("klora", "K-LoRA")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -101,8 +110,9 @@ class _CacheOption(shared.OptionHTML):
         return shown
 
     def _clear(self) -> str:
-        self._cache.clear()
-        return self.default
+        left = self._cache.clear()
+        notes = notes_html([not_cleared_sentence(self._cache.folder)]) if left else ""
+        return self.default + notes
 
 
 def _add(key: str, default: bool | float | str, label: str, field: Field) -> None:

@@ -59,6 +59,20 @@ def test_the_cache_is_shown_at_its_present_size_and_can_be_cleared(page):
     wait_size(page, empty=True)
 
 
+def test_a_cache_that_cannot_be_removed_is_told(page):
+    kept = page.webui.data / "cache" / "klora" / "kept.npz"
+    kept.mkdir(parents=True)  # no file, so it cannot be removed as one
+    try:
+        page.open_settings()
+        page.page.locator("#klora_clear_cache").click()
+        note = page.page.locator("#klora_cache_row .klora-note")
+        note.wait_for()
+        assert "Not all of the cache could be removed" in note.inner_text()
+        assert f"“{kept.parent}”" in note.inner_text()
+    finally:
+        kept.rmdir()
+
+
 def test_applying_the_settings_keeps_what_is_ours_and_nothing_of_the_cache(page):
     webui = page.webui
     preview(page, 0.65)
