@@ -1,5 +1,7 @@
 """Invariant 2: whatever happens, the next image without tags is that of a fresh server."""
 
+from pathlib import Path
+
 import pytest
 from kloras import PAIR, script, tags
 from webui import HERE
@@ -137,6 +139,16 @@ def test_where_the_host_does_not_activate_extra_networks(webui, fresh):
     result = webui.txt2img(steps=STEPS, disable_extra_networks=True)
     assert result.sha == fresh["base"]
     assert_as_fresh(webui, fresh)
+
+
+def test_a_training_may_save_over_the_files_in_use(webui):
+    """A file that is mapped ends the process if it is truncated meanwhile."""
+    pair = "sd15_content_down", "sd15_style_up"  # which no test here gives to the host itself
+    result = webui.txt2img(prompt=tags(*pair), steps=STEPS)
+    assert "K-LoRA: " in result.infotexts[0]
+    mapped = Path(f"/proc/{webui.process.pid}/maps").read_text()
+    assert "python" in mapped
+    assert not [name for name in pair if name in mapped]
 
 
 def test_no_error_of_ours_in_the_log(webui, fresh):
