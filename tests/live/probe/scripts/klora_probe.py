@@ -37,6 +37,8 @@ POST /klora-probe/reload_ui what the button does
 POST /klora-probe/refresh_model   Forge: read the loading options again, as its page does
 GET  /klora-probe/unets     Forge: how many were in memory when the last checkpoint had been loaded
 GET  /klora-probe/events    how many of the page's events the server has not finished
+
+AUTOMATIC1111's SD Unet “klora-probe” is a model of an extension's own, as TensorRT's are.
 """
 
 import functools
@@ -49,7 +51,7 @@ import traceback
 from copy import copy
 
 import torch
-from modules import processing, script_callbacks, scripts, shared
+from modules import processing, script_callbacks, scripts, sd_unet, shared
 
 MERGE_ERRORS = {
     "memory": torch.cuda.OutOfMemoryError("raised by klora-probe"),
@@ -491,6 +493,24 @@ def on_model_loaded(model):
         probe.unets = sum(type(thing) is kind for thing in gc.get_objects())
 
 
+class ForeignUnet(sd_unet.SdUnet):
+    """Calls no layer of the checkpoint."""
+
+    def forward(self, x, *args, **kwargs):
+        """Something that depends on nothing else."""
+        return x / 2
+
+
+class ForeignUnetOption(sd_unet.SdUnetOption):
+    """What the host lists."""
+
+    label = "klora-probe"
+
+    def create_unet(self):
+        """A new one whenever it is chosen."""
+        return ForeignUnet()
+
+
 def on_app_started(demo, app):
     """The routes."""
 
@@ -528,4 +548,5 @@ def on_app_started(demo, app):
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
 script_callbacks.on_cfg_after_cfg(on_cfg_after_cfg)
 script_callbacks.on_model_loaded(on_model_loaded)
+script_callbacks.on_list_unets(lambda known: known.append(ForeignUnetOption()))
 script_callbacks.on_app_started(on_app_started)
