@@ -227,6 +227,8 @@ class Session:
             plan = active.plan_for(at.steps, t0)
             self._host.select(active.fusion, plan.row(step))
             self._show(active, plan, at.hires)
+        except KLoraError as error:
+            self._end(active, error)
         except Exception as error:
             self._hide(active)
             self._tell_unexpected(active.processing(), error)
@@ -243,9 +245,7 @@ class Session:
         try:
             self._host.check(active.fusion)
         except KLoraError as error:
-            self._hide(active)
-            self._tell(active.processing(), str(error))
-            self._give_up(active.processing())
+            self._end(active, error)
         else:
             self._applying = False
 
@@ -497,6 +497,12 @@ class Session:
         while len(self._fusions) > _FUSIONS_KEPT:
             del self._fusions[next(iter(self._fusions))]
         return fusion
+
+    def _end(self, active: _Active, error: KLoraError) -> None:
+        """After a choice that the host could not apply."""
+        self._hide(active)
+        self._tell(active.processing(), str(error))
+        self._give_up(active.processing())
 
     def _give_up(self, p: Any) -> None:
         """After something went wrong with a fusion: what it has applied is not known any more."""

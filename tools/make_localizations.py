@@ -82,6 +82,10 @@ SENTENCES = (
     "stopped.",
     "The WebUI could not apply K-LoRA to every layer, most often because memory is full, so the "
     "picture is made without it: choose a smaller size, or generate again.",
+    "The picture is made without K-LoRA, because another extension samples with a model of its own "
+    "that has no LoRAs: switch that extension off.",
+    "The WebUI applies no LoRAs to the SD Unet “x”, so the picture is made without K-LoRA. To use "
+    "it, choose None in Settings → Stable Diffusion → SD Unet.",
     # what a paste found
     "The LoRA “x” of this picture is now called “y”.",
     "The LoRA “x” of this picture (0123456789ab) is not here.",
@@ -380,6 +384,22 @@ TRANSLATIONS = {
         "请选择较小的尺寸，或再次生成。",
         "WebUI が K-LoRA を一部の層に適用できなかったため（多くはメモリ不足）、"
         "この画像は K-LoRA なしで作られます：サイズを小さくするか、もう一度生成してください。",
+    ),
+    "The picture is made without K-LoRA, because another extension samples with a model of its own "
+    "that has no LoRAs: switch that extension off.": (
+        "这张图不使用 K-LoRA，因为另一个扩展用它自己的、不带 LoRA 的模型采样：请关闭该扩展。",
+        "別の拡張機能が LoRA のない独自のモデルでサンプリングするため、この画像は"
+        " K-LoRA なしで作られます：その拡張機能をオフにしてください。",
+    ),
+    "The WebUI applies no LoRAs to the SD Unet": (
+        "WebUI 不会对这个 SD Unet 应用 LoRA：",
+        "WebUI は次の SD Unet に LoRA を適用しません：",
+    ),
+    ", so the picture is made without K-LoRA. To use it, choose None in Settings → Stable "
+    "Diffusion → SD Unet.": (
+        "，因此这张图不使用 K-LoRA。要使用它，请在 设置 → Stable Diffusion → SD Unet 中选择 None。",
+        "。そのため、この画像は K-LoRA なしで作られます。使うには、"
+        "設定 → Stable Diffusion → SD Unet で None を選んでください。",
     ),
     "Content LoRA: refresh": ("内容 LoRA：刷新", "内容 LoRA：更新"),
     "K-LoRA has a content LoRA but no style LoRA: name both, or neither and write two <klora:…> "

@@ -24,7 +24,7 @@ import network
 import networks
 import numpy as np
 import torch
-from modules import devices, sd_hijack, sd_models, shared
+from modules import devices, sd_hijack, sd_models, sd_unet, shared
 
 from ..errors import KLoraError, is_full_memory
 from ..layer_names import common_name
@@ -172,6 +172,12 @@ class A1111(CommonHost):
             _show_embeddings(net)
 
     def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
+        if sd_unet.current_unet is not None:  # such as TensorRT's
+            label = sd_unet.current_unet.option.label
+            raise KLoraError(
+                f"The WebUI applies no LoRAs to the SD Unet “{label}”, so the picture is made "
+                f"without K-LoRA. To use it, choose None in Settings → Stable Diffusion → SD Unet."
+            )
         carriers = fusion.carriers
         fusion.lacking = _lacking(fusion)
         self._flip(fusion, choice)

@@ -207,15 +207,17 @@ class Forge(CommonHost):
         engine.forge_objects.unet, engine.forge_objects.clip = patched.unet, patched.clip
 
     def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
+        patcher = self._sampled()
+        if patcher.lora_loader.loaded_hash != str(list(patcher.lora_patches)) or (
+            fusion.identifier not in patcher.lora_patches
+        ):
+            raise KLoraError(
+                "The picture is made without K-LoRA, because another extension samples with a "
+                "model of its own that has no LoRAs: switch that extension off."
+            )
         flipped = np.flatnonzero(fusion.choice != choice)
         if not len(flipped):
             return
-        patcher = self._engine().forge_objects.unet
-        loader = patcher.lora_loader
-        if loader.loaded_hash != str(list(patcher.lora_patches)) or (
-            fusion.identifier not in patcher.lora_patches
-        ):
-            return  # another extension samples with a patcher of its own, without us
         keys = {
             _place(where)[0]
             for i in flipped
@@ -250,11 +252,19 @@ class Forge(CommonHost):
                 setattr(engine.forge_objects, part, getattr(clean, part))
 
     def abandon(self) -> None:
-        """The host samples on with the patcher that it has: what is merged there must go now."""
+        """The host samples on with the patcher that it has, or with another clone of it: what is
+        merged there must go now, and all that others have added to it stay."""
         patched = self._engine().forge_objects_after_applying_lora
         self.detach()
-        if hasattr(patched, "klora_clean"):
-            patched.klora_clean.unet.refresh_loras()
+        clean = getattr(patched, "klora_clean", None)
+        if clean is None:
+            return
+        for identifier in patched.unet.lora_patches.keys() - clean.unet.lora_patches.keys():
+            patched.unet.lora_patches[identifier].clear()  # every clone has the same dictionary
+        sampled = self._sampled()
+        sampled.lora_loader.refresh(
+            sampled.lora_patches, offload_device=sampled.offload_device, force_refresh=True
+        )
 
     def recover(self) -> None:
         """``refresh`` sets the record of what is merged at its end, and compares it first."""
@@ -295,6 +305,13 @@ class Forge(CommonHost):
 
     def _engine(self) -> Any:
         return sd_models.model_data.get_sd_model()
+
+    def _sampled(self) -> Any:
+        """The patcher whose LoRAs the host has merged: the one that it has loaded. An extension may
+        have several clones of it loaded in turn (Fooocus inpaint does in a part of the steps)."""
+        patcher = self._engine().forge_objects.unet
+        loaded = (entry.model for entry in memory_management.current_loaded_models)
+        return next((other for other in loaded if other.is_clone(patcher)), patcher)
 
     def _online(self) -> bool:
         """Whether the host adds LoRAs at every forward instead of merging (load_networks)."""

@@ -106,7 +106,7 @@ class Host(Protocol):
     def select(self, fusion: Fusion, choice: np.ndarray) -> None:
         """Before a model call: layer i of the pair gets the LoRAs whose ``methods.BITS`` are in
         ``choice[i]``, both in the order of the tags. Touches only what differs from what is applied
-        now."""
+        now. Raises KLoraError if the host samples with a model that does not have the fusion."""
 
     def check(self, fusion: Fusion) -> None:
         """After a model call: raises KLoraError if the fusion was not applied to all of its layers

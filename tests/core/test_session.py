@@ -1003,6 +1003,14 @@ class TestErrorsOfOurs:
         assert not generate(session).comments
         assert host.count("recover") == host.count("fuse") == 1
 
+    def test_what_the_host_refuses_is_told_in_its_words(self, session, host):
+        host.fails_in, host.error = "select", KLoraError
+        p = generate(session)
+        assert p.extra_generation_params[infotext.ERROR_KEY] == "select broke"
+        assert infotext.KEY not in p.extra_generation_params
+        assert not session.report(p).passes
+        assert host.attached is None
+
     @pytest.mark.parametrize("calls", [0, 1, 3])
     def test_a_generation_that_ended_while_layers_were_applied(self, session, host, calls):
         """As an exception in the text encoder's layers or in a model call ends it."""

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from kloras import PAIR, Expectation, is_attention, recorded, script, tags
+from kloras import PAIR, Expectation, always, is_attention, recorded, script, tags
 
 STEPS = 6
 ONE_CALL = (
@@ -325,6 +325,43 @@ def test_a_flip_that_fails(webui, host, kind, pair):
         expected.check(call, i, 12)
     _, calls = recorded(webui, steps=1)
     expected.check_base(calls[0])
+
+
+@pytest.mark.parametrize("merging", ["works", "fails"])
+def test_an_extension_that_samples_with_patchers_of_its_own(webui, host, expected, merging):
+    """Forge's Fooocus inpaint, in a part of the steps: its patch stays whatever becomes of us."""
+    if host != "forge":
+        pytest.skip("AUTOMATIC1111 has no patchers")
+    theirs = "out.2.weight"
+    webui.next(record=True, patchers="clones")
+    plain = webui.txt2img(steps=STEPS)
+    changed = webui.last()[0]["weights"][theirs]
+    assert changed != expected.base[theirs]
+    more = {"merge_fails_after": [2, "other"]} if merging == "fails" else {}
+    webui.next(record=True, patchers="clones", **more)
+    result = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
+    assert ("K-LoRA error" in result.infotexts[0]) == (merging == "fails")
+    for i, call in enumerate(webui.last()):
+        assert call["weights"].pop(theirs) == changed
+        call["weights"][theirs] = expected.base[theirs]
+        if merging == "works" or i <= 2:
+            expected.check(call, i, STEPS)
+        else:
+            expected.check_base(call)
+    webui.next(patchers="clones")
+    assert webui.txt2img(steps=STEPS).sha == plain.sha
+    assert_base_is_back(webui, expected)
+
+
+def test_an_extension_that_samples_without_loras(webui, host, expected):
+    """It is told, and no layer is touched."""
+    if host != "forge":
+        pytest.skip("AUTOMATIC1111 has no patchers")
+    webui.next(record=True, patchers="original")
+    result = webui.txt2img(prompt=tags(*PAIR), steps=STEPS, alwayson_scripts=always("style"))
+    assert "another extension samples with a model of its own" in result.infotexts[0]
+    assert result.sha == webui.txt2img(steps=STEPS).sha
+    assert_base_is_back(webui, expected)
 
 
 def test_a_host_that_does_not_say_where_it_is(webui, expected):

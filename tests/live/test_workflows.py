@@ -136,6 +136,19 @@ def test_a_script_that_calls_the_model_itself_gets_the_passes_first_choice(webui
         assert found.sha == wanted.sha
 
 
+def test_a_unet_of_an_extensions_own_is_told(webui, host):
+    if host != "a1111":
+        pytest.skip("Forge has no such option")
+    with_it = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
+    with options(webui, sd_unet="klora-probe"):
+        found = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
+        assert found.sha == webui.txt2img(steps=STEPS).sha
+    assert "K-LoRA error" in found.infotexts[0]
+    assert "SD Unet “klora-probe”" in found.infotexts[0]
+    assert "K-LoRA: files" not in found.infotexts[0]
+    assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).sha == with_it.sha
+
+
 # the map among the pictures -----------------------------------------------------------------------
 
 

@@ -20,6 +20,9 @@ POST /klora-probe/next      what to do during the next image; every field may be
                             the host's own needs it then
    "weights_of": {NAME: WEIGHT}
                             AUTOMATIC1111: networks of that name have this weight, as under loractl
+   "patchers": "clones" | "original"
+                            Forge: sample with two clones of the patcher in turn, as its Fooocus
+                            inpaint does in a part of the steps, or with one without LoRAs
    "empty_networks": true,  AUTOMATIC1111: empty its list after the image, as LoRA Block Weight does
    "nested": {"prompt": TEXT, "scripts": null | "all" | [FILE STEMS], ...}
                             as ADetailer does: replace the finished image by an img2img of it;
@@ -34,6 +37,8 @@ POST /klora-probe/reload_ui what the button does
 POST /klora-probe/refresh_model   Forge: read the loading options again, as its page does
 GET  /klora-probe/unets     Forge: how many were in memory when the last checkpoint had been loaded
 GET  /klora-probe/events    how many of the page's events the server has not finished
+
+AUTOMATIC1111's SD Unet “klora-probe” is a model of an extension's own, as TensorRT's are.
 """
 
 import functools
@@ -46,7 +51,7 @@ import traceback
 from copy import copy
 
 import torch
-from modules import processing, script_callbacks, scripts, shared
+from modules import processing, script_callbacks, scripts, sd_unet, shared
 
 MERGE_ERRORS = {
     "memory": torch.cuda.OutOfMemoryError("raised by klora-probe"),
@@ -146,6 +151,29 @@ def fail_next_merge(error):
         raise error
 
     lora.merge_lora_to_weight = fail
+
+
+def replace_patcher(objects, kind):
+    """Forge: sample with other patchers than the host's own."""
+    from backend.sampling.sampling_function import sampling_prepare
+
+    if kind == "original":
+        objects.unet = shared.sd_model.forge_objects_original.unet.clone()
+        return
+    first, second = (objects.unet.clone() for _ in range(2))
+    key = "diffusion_model.out.2.weight"
+    change = torch.ones_like(first.model.get_parameter(key))
+    for patcher in (first, second):
+        patcher.add_patches(filename="klora-probe", patches={key: ("diff", (change,))})
+    second.lora_patches = dict(reversed(second.lora_patches.items()))
+
+    def in_turn(model, x, *others):
+        patcher = second if probe.denoiser.step in (2, 3, 4) else first
+        sampling_prepare(patcher, x)
+        return patcher.model, x, *others
+
+    first.add_conditioning_modifier(in_turn)
+    objects.unet = first
 
 
 def fail_to_apply(times):
@@ -391,9 +419,9 @@ def reported(function):
     """The host swallows what callbacks raise; keep it for the test."""
 
     @functools.wraps(function)
-    def run(*args):
+    def run(*args, **kwargs):
         try:
-            return function(*args)
+            return function(*args, **kwargs)
         except Exception:
             probe.errors.append(traceback.format_exc())
             raise
@@ -417,6 +445,12 @@ class ProbeScript(scripts.Script):
         """Start a new image, unless it is part of another."""
         if not probe.nested:
             probe.start()
+
+    @reported
+    def process_before_every_sampling(self, p, *args, **kwargs):
+        """Other patchers, if asked for."""
+        if probe.doing.get("patchers"):
+            replace_patcher(p.sd_model.forge_objects, probe.doing["patchers"])
 
     @reported
     def postprocess_image(self, p, pp, *args):
@@ -459,6 +493,24 @@ def on_model_loaded(model):
         probe.unets = sum(type(thing) is kind for thing in gc.get_objects())
 
 
+class ForeignUnet(sd_unet.SdUnet):
+    """Calls no layer of the checkpoint."""
+
+    def forward(self, x, *args, **kwargs):
+        """Something that depends on nothing else."""
+        return x / 2
+
+
+class ForeignUnetOption(sd_unet.SdUnetOption):
+    """What the host lists."""
+
+    label = "klora-probe"
+
+    def create_unet(self):
+        """A new one whenever it is chosen."""
+        return ForeignUnet()
+
+
 def on_app_started(demo, app):
     """The routes."""
 
@@ -496,4 +548,5 @@ def on_app_started(demo, app):
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
 script_callbacks.on_cfg_after_cfg(on_cfg_after_cfg)
 script_callbacks.on_model_loaded(on_model_loaded)
+script_callbacks.on_list_unets(lambda known: known.append(ForeignUnetOption()))
 script_callbacks.on_app_started(on_app_started)
