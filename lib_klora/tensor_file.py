@@ -69,10 +69,22 @@ class TensorFile(Mapping[str, torch.Tensor]):
     def read_all(self) -> dict[str, torch.Tensor]:
         """Copies of all tensors, for a host that keeps them. A mapped file that is written over,
         or whose disk goes away, would end the process at the next look at it, and Windows lets
-        nobody save to it."""
-        tensors = {key: self[key].clone() for key in self}
+        nobody save to it. They share one piece of memory: many small ones would leave holes."""
+        sizes = self._sizes()
+        memory = torch.empty(sum(map(_aligned, sizes.values())), dtype=torch.uint8)
+        tensors, start = {}, 0
+        for key, size in sizes.items():
+            tensor = self[key]
+            place = memory[start : start + size].view(tensor.dtype).view(tensor.shape)
+            tensors[key] = place.copy_(tensor)
+            start += _aligned(size)
         self.release()
         return tensors
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of each tensor, from one opening; nothing is read."""
+        get = self._opened()
+        return {key: get(key).nbytes for key in self._keys}
 
     def release(self) -> None:
         """Closes the file, until the next tensor is asked for."""
@@ -94,6 +106,11 @@ class TensorFile(Mapping[str, torch.Tensor]):
             )
         self._get, self._left = get, self._at_once
         return get
+
+
+def _aligned(size: int) -> int:
+    """Bytes from the beginning of a tensor of this size to where the next one may begin."""
+    return -(-size // 64) * 64  # torch's own alignment
 
 
 def read_safetensors(path: str | os.PathLike) -> TensorFile:

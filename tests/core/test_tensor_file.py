@@ -1,6 +1,7 @@
 """Files that are read tensor by tensor: the same numbers, never more than one file in memory."""
 
 import errno
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -83,6 +84,29 @@ class TestMapping:
         found = read_safetensors(path).read_all()
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+
+    def test_read_all_keeps_every_type_and_shape(self, tmp_path):
+        names = [
+            "float32",
+            "float16",
+            "bfloat16",
+            "float8_e4m3fn",
+            "float64",
+            "int64",
+            "uint8",
+            "bool",
+        ]
+        shapes = [(), (0,), (3,), (2, 5), (4, 3, 1, 1)]
+        tensors = {
+            f"{name} {shape}": (torch.randn(shape) * 3).to(getattr(torch, name))
+            for name, shape in itertools.product(names, shapes)
+        }
+        save_file(tensors, tmp_path / "cat.safetensors")
+        found = read_safetensors(tmp_path / "cat.safetensors").read_all()
+        assert found.keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert (found[key].dtype, found[key].shape) == (tensor.dtype, tensor.shape)
+            assert torch.equal(found[key].double(), tensor.double())
 
     def test_read_all_holds_nothing_of_the_file(self, write):
         """A training may save over a file whose layers a host has still to switch."""
