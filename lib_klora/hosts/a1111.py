@@ -121,7 +121,7 @@ class A1111(CommonHost):
             net = networks.load_network(f"K-LoRA {on_disk.name}", on_disk.entry)
         except Exception as error:  # the host raises AssertionError, KeyError, RuntimeError …
             raise KLoraError(
-                f"“{on_disk.name}” cannot be applied by this WebUI: {error} Choose another file."
+                f"“{on_disk.name}” cannot be applied by this WebUI ({error}): choose another file."
             ) from error
         parts = _Parts(net)
         shapes = {}

@@ -4,7 +4,9 @@ import hashlib
 import math
 
 import pytest
+import torch
 from kloras import PAIR, script, tags
+from safetensors.torch import load_file, save_file
 
 GOOD = dict(content=PAIR[0], style=PAIR[1])
 BOTH = tags(*PAIR)
@@ -105,6 +107,22 @@ def test_a_file_that_cannot_be_read(webui):
         result = webui.txt2img(prompt=tags(path.stem, "sd15_style"))
         assert "“unreadable.safetensors” cannot be read (" in result.infotexts[0]
         assert result.sha == webui.txt2img().sha
+    finally:
+        path.unlink()
+        webui.refresh_loras()
+
+
+def test_a_file_that_the_host_refuses_is_told_with_its_reason(webui, host):
+    """A layer of no type that AUTOMATIC1111 knows costs the whole file there, in `<lora:>` too."""
+    if host != "a1111":
+        pytest.skip("Forge leaves such a layer out")
+    path = webui.loras / "sd15_content_odd.safetensors"
+    odd = {"lora_unet_mid_block_attentions_0_proj_in.odd": torch.zeros(1)}
+    save_file({**load_file(webui.loras / f"{PAIR[0]}.safetensors"), **odd}, path)
+    webui.refresh_loras()
+    try:
+        reason = "accept those keys: odd): choose another file."
+        assert_one_sentence(webui, webui.txt2img(), reason, prompt=tags(path.stem, PAIR[1]))
     finally:
         path.unlink()
         webui.refresh_loras()

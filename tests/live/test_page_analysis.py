@@ -3,6 +3,7 @@
 import re
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 from kloras import PAIR, tags
@@ -39,10 +40,10 @@ def wait_interrupted(webui):
     raise TimeoutError("Interrupt did not reach the server")
 
 
-def test_a_preview_shows_how_far_it_is(page):
+def test_a_preview_shows_how_far_it_is_and_a_picture_waits_for_it(page):
     forget(page, 0.35)
     page.prompt.fill(tags(*PAIR))
-    with held(page.webui):
+    with ThreadPoolExecutor() as other, held(page.webui):
         page.part("preview").click()
         progress = page.page.locator(
             "#script_txt2img_klora_report", has_text=re.compile(f"{HELD_AT}/256 layers.*Analysing")
@@ -50,6 +51,10 @@ def test_a_preview_shows_how_far_it_is(page):
         progress.wait_for()  # before, it says 0 for a moment
         bar = progress.locator(".progress-bar")
         assert bar.evaluate("e => parseFloat(e.style.width)") > 0
+        picture = other.submit(page.webui.txt2img)
+        wait([picture], timeout=3)
+        assert not picture.done()
+    assert not picture.result().error
     page.wait_report("img.klora-map")
     page.page.get_by_text("Analysing").first.wait_for(state="detached")
 

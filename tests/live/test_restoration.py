@@ -102,7 +102,7 @@ def test_after_a_checkpoint_switch(webui, fresh):
 
 
 def test_a_checkpoint_is_not_kept_beside_the_next(webui, host):
-    """While that is being loaded, memory would have to hold both."""
+    """While that is being loaded, memory would have to hold both, or of the old one some layers."""
     if host != "forge":
         pytest.skip("AUTOMATIC1111 empties the old checkpoint's model, whoever holds it")
     counts = []
@@ -110,7 +110,7 @@ def test_a_checkpoint_is_not_kept_beside_the_next(webui, host):
         assert not webui.txt2img(prompt=prompt, steps=STEPS).error
         webui.load(other)
         assert not webui.txt2img(steps=1).error
-        counts.append(webui.get("/klora-probe/unets"))
+        counts.append(webui.get("/klora-probe/layers"))
     assert counts[0] == counts[1]
 
 
@@ -130,6 +130,19 @@ def test_after_reload_ui(webui, fresh):
     assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).sha == first.sha
     webui.reload_ui()
     assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).sha == first.sha
+    assert_as_fresh(webui, fresh)
+
+
+def test_after_reload_ui_without_the_extension(webui, fresh):
+    """Switched off in the Extensions tab; the model stays, and nobody is left to take it back."""
+    assert not webui.txt2img(prompt=tags(*PAIR), steps=STEPS).error
+    try:
+        webui.post("/sdapi/v1/options", {"disabled_extensions": ["sd-webui-k-lora"]})
+        webui.reload_ui()
+        assert webui.txt2img(steps=STEPS).sha == fresh["base"]
+    finally:
+        webui.post("/sdapi/v1/options", {"disabled_extensions": []})
+        webui.reload_ui()
     assert_as_fresh(webui, fresh)
 
 

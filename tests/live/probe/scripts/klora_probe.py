@@ -35,7 +35,8 @@ GET  /klora-probe/last      {"calls": [...], "errors": [...]} of the last image;
 POST /klora-probe/restore   undo the swaps now; the next image does so by itself
 POST /klora-probe/reload_ui what the button does
 POST /klora-probe/refresh_model   Forge: read the loading options again, as its page does
-GET  /klora-probe/unets     Forge: how many were in memory when the last checkpoint had been loaded
+GET  /klora-probe/layers    Forge: how many layers were in memory when the last checkpoint had been
+                            loaded
 GET  /klora-probe/events    how many of the page's events the server has not finished
 
 AUTOMATIC1111's SD Unet “klora-probe” is a model of an extension's own, as TensorRT's are.
@@ -276,7 +277,7 @@ class Probe:
         self.calls, self.errors = [], []
         self.identities = None
         self.denoiser, self.nested = None, False
-        self.unets = 0
+        self.layers_in_memory = 0
 
     def start(self):
         """A new image: give back what the last one changed."""
@@ -489,8 +490,9 @@ def on_model_loaded(model):
     if hasattr(model, "forge_objects"):
         probe.denoiser = None
         gc.collect()
-        kind = type(model.forge_objects.unet.model.diffusion_model)
-        probe.unets = sum(type(thing) is kind for thing in gc.get_objects())
+        unet = model.forge_objects.unet.model.diffusion_model
+        kinds = {type(module) for module in unet.modules()}
+        probe.layers_in_memory = sum(type(thing) in kinds for thing in gc.get_objects())
 
 
 class ForeignUnet(sd_unet.SdUnet):
@@ -536,9 +538,9 @@ def on_app_started(demo, app):
 
         main_entry.refresh_model_loading_parameters()
 
-    @app.get("/klora-probe/unets")
-    def unets():
-        return probe.unets
+    @app.get("/klora-probe/layers")
+    def layers_in_memory():
+        return probe.layers_in_memory
 
     @app.get("/klora-probe/events")
     def events():
