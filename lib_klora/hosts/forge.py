@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -228,14 +229,15 @@ class Forge(CommonHost):
         fusion.choice = choice
         for key in keys:
             fusion.entries[key] = self._entries(fusion, key)
-        if fusion.identifier[3]:
-            for key in keys:
-                utils.nested_move_to_device(
-                    fusion.entries[key],
-                    device=patcher.current_device,
-                    dtype=patcher.model.computation_dtype,
-                )
-        _merge(patcher, keys, fusion.owners)
+        with _at_rest(patcher.load_device):
+            if fusion.identifier[3]:
+                for key in keys:
+                    utils.nested_move_to_device(
+                        fusion.entries[key],
+                        device=patcher.current_device,
+                        dtype=patcher.model.computation_dtype,
+                    )
+            _merge(patcher, keys, fusion.owners)
 
     def check(self, fusion: _Fusion) -> None:
         """Nothing: what the host cannot merge it leaves out with a line in its log, or raises."""
@@ -262,9 +264,10 @@ class Forge(CommonHost):
         for identifier in patched.unet.lora_patches.keys() - clean.unet.lora_patches.keys():
             patched.unet.lora_patches[identifier].clear()  # every clone has the same dictionary
         sampled = self._sampled()
-        sampled.lora_loader.refresh(
-            sampled.lora_patches, offload_device=sampled.offload_device, force_refresh=True
-        )
+        with _at_rest(sampled.load_device):
+            sampled.lora_loader.refresh(
+                sampled.lora_patches, offload_device=sampled.offload_device, force_refresh=True
+            )
 
     def recover(self) -> None:
         """``refresh`` sets the record of what is merged at its end, and compares it first."""
@@ -318,6 +321,22 @@ class Forge(CommonHost):
         storage = self._engine().forge_objects.unet.model.storage_dtype
         merged = (torch.float32, torch.float16, torch.bfloat16)
         return bool(dynamic_args.get("online_lora", False)) and storage not in merged
+
+
+@contextmanager
+def _at_rest(device: torch.device) -> Iterator[None]:
+    """Nothing that the device was asked for before or after is under way inside.
+
+    The host reads weights without waiting (``non_blocking``), with --cuda-stream in a stream that
+    does not wait for the one that merges. That is safe for its own merging, long before the first
+    step, and not for ours between two.
+    """
+    wait = getattr(getattr(torch, device.type, None), "synchronize", lambda: None)
+    wait()
+    try:
+        yield
+    finally:
+        wait()
 
 
 def _merge(patcher: Any, keys: Iterable[str], owners: dict[str, weakref.ref]) -> None:

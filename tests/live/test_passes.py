@@ -327,6 +327,21 @@ def test_a_flip_that_fails(webui, host, kind, pair):
     expected.check_base(calls[0])
 
 
+@pytest.mark.parametrize("more", [{}, {"merge_fails_after": [2, "other"]}], ids=["", "fails"])
+def test_weights_change_while_the_device_rests(webui, host, more):
+    """A GPU may still read what is written next, or already what is being written."""
+    if host != "forge":
+        pytest.skip("AUTOMATIC1111 gives a device all its orders in one line")
+    webui.next(merging=True, **more)
+    result = webui.txt2img(prompt=tags(*PAIR) + "<lora:sd15_content:0.5>", steps=STEPS)
+    assert ("K-LoRA error" in result.infotexts[0]) == bool(more)
+    notes = [call["merging"] for call in webui.last()[1:]]
+    assert sum("merge" in note for note in notes) > 1
+    for note in notes:
+        if "merge" in note:
+            assert note[0] == note[-1] == "wait"
+
+
 @pytest.mark.parametrize("merging", ["works", "fails"])
 def test_an_extension_that_samples_with_patchers_of_its_own(webui, host, expected, merging):
     """Forge's Fooocus inpaint, in a part of the steps: its patch stays whatever becomes of us."""

@@ -15,6 +15,8 @@ POST /klora-probe/next      what to do during the next image; every field may be
                             from the FIRST to the LAST time that the host computes what a LoRA
                             changes in a weight, that raises
    "backup_fails": N        AUTOMATIC1111: the Nth weight or bias that it backs up finds no memory
+   "merging": true,         Forge: note when it merges a weight and when somebody waits for the
+                            device
    "steps_unknown_after": STEP
                             after that model call the denoiser has no "steps" any more: nothing of
                             the host's own needs it then
@@ -29,7 +31,8 @@ POST /klora-probe/next      what to do during the next image; every field may be
                             other items are fields of the processing object}
 GET  /klora-probe/last      {"calls": [...], "errors": [...]} of the last image; per model call its
                             step, total_steps, steps, sampling_step, sigma, sampler, hr, nested,
-                            iteration, checkpoint, cond (hash) and, if recorded, weights,
+                            iteration, checkpoint, cond (hash), if asked for, merging (in order,
+                            since the call before) and, if recorded, weights,
                             touched (the parameters written since the call before) and
                             moved (those of them that are elsewhere in memory now)
 POST /klora-probe/restore   undo the swaps now; the next image does so by itself
@@ -202,6 +205,24 @@ def fail_to_apply(times):
     setattr(owner, name, fail)
 
 
+def note_merging(notes):
+    """Forge: add "merge" and "wait" to a list in their order; None takes it back."""
+    if "backend.patcher.lora" not in sys.modules:
+        return
+    merging = sys.modules["backend.patcher.lora"]
+    places = ((merging, "merge_lora_to_weight"), (torch.cpu, "synchronize"))
+    for (owner, name), note in zip(places, ("merge", "wait"), strict=True):
+        own = getattr(owner, name)
+        own = getattr(own, "noted", own)
+
+        def noting(*args, own=own, note=note, **kwargs):
+            notes.append(note)
+            return own(*args, **kwargs)
+
+        noting.noted = own
+        setattr(owner, name, own if notes is None else noting)
+
+
 def fail_to_back_up(number):
     """AUTOMATIC1111: let the backup of one parameter raise, once; None takes it back."""
     networks = sys.modules.get("networks")
@@ -278,6 +299,7 @@ class Probe:
         self.identities = None
         self.denoiser, self.nested = None, False
         self.layers_in_memory = 0
+        self.merging = None
 
     def start(self):
         """A new image: give back what the last one changed."""
@@ -286,6 +308,8 @@ class Probe:
         set_weights_by_name(self.doing.get("weights_of", {}))
         fail_to_apply(self.doing.get("apply_fails"))
         fail_to_back_up(self.doing.get("backup_fails"))
+        self.merging = [] if self.doing.get("merging") else None
+        note_merging(self.merging)
         self.calls, self.errors = [], []
         self.identities = None
 
@@ -344,6 +368,9 @@ class Probe:
             self.calls[-1]["touched"] = written = touched(before, now)
             self.calls[-1]["moved"] = [n for n in written if before[n][2] != now[n][2]]
             self.identities = now
+        if self.merging is not None:
+            self.calls[-1]["merging"] = self.merging[:]
+            self.merging.clear()
         if self.doing.get("capture") and not self.nested:
             self.captured[self.doing["capture"]] = take()
 
