@@ -1,8 +1,9 @@
 """Fixtures for tests against an installed WebUI; see webui.py for where it is looked for.
 
 `--host a1111` (or HOST=a1111) chooses one host. Each host gets one server for the session, and
-build/live/<host>.json tells how its tests went. KLORA_LIVE names another folder than build/live,
-for a second run at the same time.
+build/live/<host>.json tells how its tests went. KLORA_DEVICE=second runs them on a second device
+(second_device/launch.py), in build/live-second. KLORA_LIVE names another folder than these, for a
+second run at the same time.
 """
 
 import json
@@ -18,9 +19,10 @@ from typing import NamedTuple
 import make_loras
 import pytest
 from browser import Page, chromium
-from webui import HERE, HOSTS, REPOSITORY, WebUI, commit, find, locate
+from webui import DEVICE, HERE, HOSTS, REPOSITORY, WebUI, commit, find, locate
 
-BUILD = Path(os.environ.get("KLORA_LIVE") or REPOSITORY / "build" / "live")
+FOLDER = "live" if DEVICE == "cpu" else f"live-{DEVICE}"
+BUILD = Path(os.environ.get("KLORA_LIVE") or REPOSITORY / "build" / FOLDER)
 outcomes = {}
 
 

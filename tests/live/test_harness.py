@@ -1,8 +1,11 @@
 """The harness and the probe do what they say, without K-LoRA."""
 
+import subprocess
+
 import numpy as np
 import pytest
 from make_loras import compose, layers_of, parts_of
+from webui import DEVICE, HERE, find
 
 STEPS = 4
 
@@ -39,6 +42,39 @@ def test_the_same_seed_makes_the_same_image(webui, model):
     assert first.images[0].shape == (64, 64, 3)
     assert first.images[0].std() > 10, "the tiny model must make a picture, not a plain colour"
     assert first.sha == second.sha != other.sha
+
+
+def test_the_device_that_it_computes_on(webui, host):
+    """On a second device, Forge's memory is so small that some layers stay on the CPU."""
+    webui.txt2img()
+    found = {call["device"] for call in webui.last()}
+    assert found == {"second:0" if DEVICE == "second" else "cpu"}
+    swapped = "CPU Swap Loaded" in webui.log_since(0)
+    assert swapped == (DEVICE == "second" and host == "forge")
+
+
+def test_the_second_device_takes_no_tensor_of_the_cpu(host):
+    """As a GPU does not; but a copy, and a number without dimensions."""
+    if DEVICE != "second":
+        pytest.skip("KLORA_DEVICE is not “second”")
+    code = """
+import torch, launch
+own, other = torch.ones(2, 3, device=launch.load()), torch.ones(3, 2)
+print((own @ other.to(own.device) + torch.tensor(1.0)).sum().item())
+for operation in (torch.matmul, lambda a, b: torch.cat([a, b.T]), lambda a, b: a.mul_(b.T)):
+    try:
+        operation(own, other)
+    except RuntimeError as error:
+        print("on the same device" in str(error))
+"""
+    run = subprocess.run(
+        [find(host).python, "-c", code],
+        cwd=HERE / "second_device",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.splitlines()[-4:] == ["16.0", "True", "True", "True"]
 
 
 def test_a_lora_changes_the_image_and_the_base_comes_back(webui, model):

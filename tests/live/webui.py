@@ -1,5 +1,7 @@
 """Run an installed WebUI from a test: find it, start it on loopback on the CPU, use its HTTP API.
 
+With KLORA_DEVICE=second it computes on a second device (second_device/launch.py) instead.
+
 The host's own folder is only read. Everything it writes (settings, caches, models, extensions)
 lies in a data folder of ours, through its `--data-dir` option.
 """
@@ -28,6 +30,9 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 HOSTS = ("a1111", "forge")
+DEVICE = os.environ.get("KLORA_DEVICE") or "cpu"
+LAUNCH = {"cpu": "launch.py", "second": str(HERE / "second_device" / "launch.py")}
+DEVICE_SETTINGS = {"cpu": {}, "second": {"randn_source": "CPU"}}  # it has no random numbers
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -54,7 +59,7 @@ ARGUMENTS = [
     "--api",
 ]
 HOST_ARGUMENTS = {
-    "a1111": ["--use-cpu", "all", "--no-half", "--do-not-download-clip"],
+    "a1111": ["--no-half", "--do-not-download-clip", *(["--use-cpu", "all"] * (DEVICE == "cpu"))],
     "forge": ["--always-cpu", "--disable-gpu-warning"],
 }
 # A host restores an option that a request overrides only if its settings file names it.
@@ -233,7 +238,8 @@ class WebUI:
         if extensions is None:
             self.extensions = {"sd-webui-k-lora": REPOSITORY, "klora-probe": HERE / "probe"}
         self.arguments = list(arguments)
-        self.settings = {**SETTINGS, **HOST_SETTINGS[self.host], **dict(settings)}
+        own = {**HOST_SETTINGS[self.host], **DEVICE_SETTINGS[DEVICE]}
+        self.settings = {**SETTINGS, **own, **dict(settings)}
         self.process = self.lock = None
         self.loaded = None
 
@@ -306,7 +312,7 @@ class WebUI:
         self.loaded = (self.settings["sd_model_checkpoint"], {})
         checkpoint = self.checkpoints / self.settings["sd_model_checkpoint"]
         command = [
-            str(self.install.python), "launch.py", *ARGUMENTS, *HOST_ARGUMENTS[self.host],
+            str(self.install.python), LAUNCH[DEVICE], *ARGUMENTS, *HOST_ARGUMENTS[self.host],
             "--data-dir", str(self.data), "--ckpt", str(checkpoint), "--port", str(self.port),
             # Gradio 4 serves the host's own scripts only if the data folder is not elsewhere.
             "--gradio-allowed-path", str(self.code()), *self.arguments,

@@ -30,9 +30,9 @@ POST /klora-probe/next      what to do during the next image; every field may be
                             as ADetailer does: replace the finished image by an img2img of it;
                             other items are fields of the processing object}
 GET  /klora-probe/last      {"calls": [...], "errors": [...]} of the last image; per model call its
-                            step, total_steps, steps, sampling_step, sigma, sampler, hr, nested,
-                            iteration, checkpoint, cond (hash), if asked for, merging (in order,
-                            since the call before) and, if recorded, weights,
+                            step, total_steps, steps, sampling_step, sigma, device, sampler, hr,
+                            nested, iteration, checkpoint, cond (hash), if asked for, merging (in
+                            order, since the call before) and, if recorded, weights,
                             touched (the parameters written since the call before) and
                             moved (those of them that are elsewhere in memory now)
 POST /klora-probe/restore   undo the swaps now; the next image does so by itself
@@ -210,7 +210,8 @@ def note_merging(notes):
     if "backend.patcher.lora" not in sys.modules:
         return
     merging = sys.modules["backend.patcher.lora"]
-    places = ((merging, "merge_lora_to_weight"), (torch.cpu, "synchronize"))
+    device = getattr(torch, merging.memory_management.get_torch_device().type)
+    places = ((merging, "merge_lora_to_weight"), (device, "synchronize"))
     for (owner, name), note in zip(places, ("merge", "wait"), strict=True):
         own = getattr(owner, name)
         own = getattr(own, "noted", own)
@@ -332,6 +333,7 @@ class Probe:
             "steps": getattr(denoiser, "steps", None),
             "sampling_step": params.sampling_step,
             "sigma": float(params.sigma[0]),
+            "device": str(params.x.device),
             "sampler": denoiser.sampler.config.name,
             "hr": hires,
             "nested": self.nested,
