@@ -1,7 +1,8 @@
 // A second device for the torch of a WebUI, for machines without a GPU: see launch.py.
 //
 // Its memory is the computer's, and its arithmetic the CPU's: what has no kernel here is computed
-// by torch's cpu_fallback on copies. The one rule that it keeps is a GPU's: an operation whose
+// by torch's cpu_fallback on copies (in other orders at times, such as a layer norm, so it rounds
+// otherwise). The one rule that it keeps is a GPU's: an operation whose
 // tensors are on two devices fails, unless it is a copy, or the other is a number in a CPU tensor
 // without dimensions, or an index.
 
@@ -125,6 +126,10 @@ Tensor reshape_alias(const Tensor& self, c10::SymIntArrayRef size, c10::SymIntAr
       self, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride));
 }
 
+Tensor unfold(const Tensor& self, int64_t dimension, int64_t size, int64_t step) {
+  return at::native::unfold(self, dimension, size, step);
+}
+
 // A tensor that grows gets other memory; what was in the old one comes along.
 const Tensor& resize(
     const Tensor& self, c10::SymIntArrayRef size, c10::optional<c10::MemoryFormat>) {
@@ -186,6 +191,10 @@ Tensor& index_put(
 
 void fallback(const c10::OperatorHandle& operation, torch::jit::Stack* stack) {
   const auto& schema = operation.schema();
+  for (const auto& result : schema.returns()) {
+    bool is_view = result.alias_info() && !result.alias_info()->isWrite();
+    TORCH_CHECK(!is_view, schema.name(), ": what is written to a copy would be lost");
+  }
   for (const auto& argument : torch::jit::last(stack, schema.arguments().size())) {
     if (argument.isTensor()) {
       check(schema.name().c_str(), argument.toTensor());
@@ -211,6 +220,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("as_strided", &second_device::as_strided);
   library.impl("view", &second_device::view);
   library.impl("_reshape_alias", &second_device::reshape_alias);
+  library.impl("unfold", &second_device::unfold);
   library.impl("resize_", &second_device::resize);
   library.impl("_copy_from", &second_device::copy_from);
   library.impl("_copy_from_and_resize", &second_device::copy_from_and_resize);
