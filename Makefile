@@ -1,7 +1,7 @@
 # make demo          K-LoRA seen in a small world: one picture, a page, a table of scores
 # make test          everything that needs no WebUI, then the live tests of each WebUI that is found
-# make live HOST=…   the live tests against one installed WebUI: a1111 or forge; DEVICE=second on a
-#                    second device with a GPU's rules, built with a C++ compiler and ninja
+# make live HOST=…   the live tests against one installed WebUI: a1111 or forge; KLORA_DEVICE=second
+#                    on a second device with a GPU's rules, built with a C++ compiler and ninja
 # make bench         analysis and switching, measured; QUICK=1 in about two minutes, HOSTS=1 real hosts too
 # make screenshots   the README's pictures of the page
 # make lint          ruff
@@ -37,12 +37,10 @@ demo: $(VENV)/ready
 live: $(VENV)/ready
 	$(if $(filter-out a1111 forge,$(HOST)),$(error There are no live tests for HOST=$(HOST): \
 	  call make live with HOST=a1111 or HOST=forge, or without HOST for both))
-	$(if $(filter-out cpu second,$(DEVICE)),$(error There is no DEVICE=$(DEVICE): \
-	  call make live with DEVICE=second, or without DEVICE for the CPU))
 	$(MAKE) -j2 --output-sync=target $(if $(HOST),live-$(HOST),live-a1111 live-forge)
 
 live-a1111 live-forge: live-%: $(VENV)/ready
-	KLORA_DEVICE=$(DEVICE) $(BIN)/python -m pytest tests/live --host $*
+	$(BIN)/python -m pytest tests/live --host $*
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ It has memory of its own, keeps the rules that code written on a CPU breaks firs
   by a mask (ATen's ``expandTensors``: ``nonzero``, eight bytes per entry and dimension).
 
 The arithmetic is the CPU's. What this cannot show: CUDA's own kernels, its times, its asynchrony.
+The live tests have another one, on which a WebUI computes (tests/live/second_device).
 """
 
 from __future__ import annotations
