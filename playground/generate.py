@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from lib_klora.errors import KLoraError
 from lib_klora.hosts.diffusers_unet import DiffusersUNet
-from lib_klora.session import Pass, Report, Session
+from lib_klora.report import Report
+from lib_klora.session import Pass, Session
 from lib_klora.settings import Settings
 
 from .model import WEIGHTS, Model

@@ -16,7 +16,7 @@ from PIL import Image
 
 from .. import texts
 from ..plot import describe, png, selection_map
-from ..session import Report
+from ..report import Report
 
 _RUNS_KEPT = 8
 HINT = (

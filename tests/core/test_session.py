@@ -215,10 +215,10 @@ class TestPasses:
             session.activate(p, [[f"cat{i}"], [f"ink{i}"]], OFF)
             p.is_hr_pass = True
             session.activate(p, [[f"cat{i}"], ["oil"]], OFF)
-            assert len(session._loras) <= 4
-            assert len(session._pairs) <= 2
+            assert len(session._loader._loras) <= 4
+            assert len(session._loader._pairs) <= 2
         generate(session)
-        assert len(session._loras) == 2
+        assert len(session._loader._loras) == 2
 
     def test_hires_again_reads_no_file_again(self, session, host):
         for _ in range(2):
@@ -345,21 +345,21 @@ class TestBetweenGenerations:
             "ink",
             "oil",
         ]
-        assert len(session._pairs) == len(session._fusions) == 1
+        assert len(session._loader._pairs) == len(session._loader._fusions) == 1
 
     def test_the_fusions_used_last_are_kept_and_few(self, session, host):
         for weight in range(2, 9):
             generate(session)
             generate(session, tags=[["cat", str(weight)], ["ink"]])
         assert host.count("fuse") == 8
-        assert len(session._fusions) == 4
+        assert len(session._loader._fusions) == 4
 
     def test_a_preview_keeps_its_pair_only(self, session, folder):
         for i in range(3):
             save_file(linears(PREFIXES, seed=50 + i), folder / f"cat{i}.safetensors")
             session.preview([[f"cat{i}"], ["ink"]], OFF, 4)
-        assert len(session._loras) == 2
-        assert len(session._pairs) == 1
+        assert len(session._loader._loras) == 2
+        assert len(session._loader._pairs) == 1
 
     def test_files_of_earlier_generations_are_let_go(self, session, host):
         generate(session)

@@ -34,10 +34,10 @@ def held(compute_scores):
 
 def on_app_started(_demo, app):
     """The routes."""
-    session = sys.modules.get("lib_klora.session")
-    if session is not None:  # after Reload UI it is the one that an earlier copy of this has put
-        itself = getattr(session.compute_scores, "__wrapped__", session.compute_scores)
-        session.compute_scores = held(itself)
+    loading = sys.modules.get("lib_klora.loading")
+    if loading is not None:  # after Reload UI it is the one that an earlier copy of this has put
+        itself = getattr(loading.compute_scores, "__wrapped__", loading.compute_scores)
+        loading.compute_scores = held(itself)
 
     @app.post("/klora-probe/hold")
     def hold(fields: dict):

@@ -1,0 +1,215 @@
+"""Two names → both files in the host's form, the pair of their layers and its scores.
+
+Read and compared once, then kept in memory for the next generation, as the host keeps its own
+LoRAs: what the latest pair needs, and nothing of a checkpoint that is no longer there.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from .errors import KLoraError, get_log
+from .hosts import Fusion, Host, HostLora, OnDisk
+from .layer_names import is_attention
+from .lora_file import LoraFile, parse_lora
+from .methods import METHODS
+from .pair import Pair, pair_files
+from .score_cache import ScoreCache, file_sha256
+from .scores import Scores, compute_scores
+from .settings import Settings
+from .tag import CONTENT, ROLES, STYLE, Tag, TagPair
+from .tensor_file import or_refusal
+
+log = get_log()
+
+_FUSIONS_KEPT = 4
+"""Fusions only point at files that are kept anyway; a hires pass may alternate between two."""
+
+
+@dataclass(frozen=True)
+class LoadedPair:
+    """Two LoRAs that fit the present model.
+
+    Attributes:
+        on_disk, loras: by role.
+        pair: their layers, without tensors.
+        scores: None if the method needs none.
+        notes: what the person is to be told.
+    """
+
+    on_disk: Mapping[str, OnDisk]
+    loras: Mapping[str, HostLora]
+    pair: Pair
+    scores: Scores | None
+    notes: Sequence[str]
+
+    @property
+    def versions(self) -> tuple[tuple, ...]:
+        """Of both files, content first."""
+        return tuple(self.on_disk[role].version for role in ROLES)
+
+
+class PairLoader:
+    """Reads pairs for ``host``, and remembers them."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._model: Any = lambda: None
+        """Weak reference to the model that everything in memory was read for."""
+        self._loras: dict[tuple, HostLora] = {}
+        self._pairs: dict[tuple, tuple[Pair, Scores | None, list[str]]] = {}
+        self._fusions: dict[tuple, Fusion] = {}
+        self._hashes: dict[tuple, str] = {}
+        self._in_use: list[set] = []
+        """Versions of the files of the latest pairs, the last one at the end."""
+        self.score_cache = ScoreCache(host.cache_folder())
+
+    def find(self, tags: TagPair) -> dict[str, OnDisk]:
+        """Both files by role. Raises KLoraError for a name that the host does not know."""
+        return {CONTENT: self._find(tags.content), STYLE: self._find(tags.style)}
+
+    def load(
+        self,
+        on_disk: Mapping[str, OnDisk],
+        settings: Settings,
+        pairs_kept: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> LoadedPair:
+        """Both files for the present model, paired, and compared if the method needs it.
+
+        Args:
+            on_disk: as from ``find``.
+            pairs_kept: of how many of the latest pairs the files stay in memory, with this one.
+            progress: of the comparison; None for the host's progress bar.
+
+        Raises KLoraError where the two cannot be fused in this model.
+        """
+        self.forget_other_models()
+        self._model = weakref.ref(self._host.model())
+        self._keep(pairs_kept, {entry.version for entry in on_disk.values()})
+        versions = tuple(on_disk[role].version for role in ROLES)
+        pair_key = (*versions, settings.layers, settings.top_k, settings.unpaired, self._model)
+        needs_scores = METHODS[settings.method].needs_scores
+        known = self._pairs.get(pair_key)
+        if known is not None and known[1] is None and needs_scores:
+            known = None
+        loras, files, notes_on = {}, {}, {}
+        # A host that keeps copies has a file twice while it reads it: the larger one first, then.
+        for role in sorted(ROLES, key=lambda role: -os.path.getsize(on_disk[role].path)):
+            # One file in both roles is read twice: the host's record of it holds one weight.
+            key = (on_disk[role].version, role == STYLE and versions[0] == versions[1])
+            lora = self._loras.get(key)
+            if lora is None or known is None:
+                tensors = self._host.read(on_disk[role])
+                file = parse_lora(on_disk[role].name, tensors)
+                tensors.release()
+                lora = lora or self._host.load(on_disk[role], tensors)
+                files[role], notes_on[role] = self._fitting(file, lora, settings.layers)
+            loras[role] = self._loras[key] = lora
+        if known is None:
+            notes = [note for role in ROLES for note in notes_on[role]]
+            pair = pair_files(
+                files[CONTENT],
+                files[STYLE],
+                layers=settings.layers,
+                top_k=settings.top_k,
+                unpaired=settings.unpaired,
+            )
+            scores = None
+            if needs_scores:
+                scores = compute_scores(
+                    pair,
+                    self._host.device(),
+                    progress=progress or self._host.show_progress,
+                    cache=self.score_cache,
+                    sha256=tuple(self._sha256(on_disk[role]) for role in ROLES),
+                )
+            for note in pair.notes:
+                log.info(note)
+            known = self._pairs[pair_key] = (pair.without_tensors(), scores, notes)
+        return LoadedPair(on_disk, loras, *known)
+
+    def fusion(self, tags: TagPair, loaded: LoadedPair, settings: Settings) -> Fusion:
+        """The loaded pair as the host applies it, at the weights of the tags."""
+        te = settings.text_encoder
+        key = (*loaded.versions, tags, settings.layers, settings.unpaired, te)
+        fusion = self._fusions.pop(key, None)
+        if fusion is None:
+            fusion = self._host.fuse(tags, loaded.loras, loaded.pair, te)
+        self._fusions[key] = fusion  # last in, so that the oldest goes first
+        while len(self._fusions) > _FUSIONS_KEPT:
+            del self._fusions[next(iter(self._fusions))]
+        return fusion
+
+    def forget_fusions(self) -> None:
+        """What they have applied is not known any more."""
+        self._fusions.clear()
+
+    def forget_other_models(self) -> None:
+        """Lets go of what was read for a checkpoint that is no longer the host's."""
+        if (self._loras or self._fusions) and self._model() is not self._host.model():
+            self._loras.clear()
+            self._fusions.clear()
+
+    def _find(self, tag: Tag) -> OnDisk:
+        entry = self._host.find(tag.name)
+        if entry is None:
+            raise KLoraError(
+                f"There is no LoRA “{tag.name}”: check the spelling against the Lora tab, and "
+                f"press Refresh there if the file is new."
+            )
+        return entry
+
+    def _keep(self, pairs: int, wanted: set) -> None:
+        """Lets go of all files but those of the latest ``pairs``, ``wanted`` among them."""
+        self._in_use = [*(files for files in self._in_use if files != wanted), wanted][-pairs:]
+        kept = set().union(*self._in_use)
+        for cache, versions in ((self._loras, 1), (self._pairs, 2), (self._fusions, 2)):
+            for key in [key for key in cache if not kept.issuperset(key[:versions])]:
+                del cache[key]
+
+    def _sha256(self, on_disk: OnDisk) -> str:
+        """Of the whole file: the hosts' own hash leaves out its header, which names the layers."""
+        if on_disk.version not in self._hashes:
+            self._hashes[on_disk.version] = or_refusal(on_disk.path, file_sha256, on_disk.path)
+        return self._hashes[on_disk.version]
+
+    def _fitting(self, file: LoraFile, lora: HostLora, layers: str) -> tuple[LoraFile, list[str]]:
+        """The file without those layers in scope that the host cannot apply to the present model,
+        and what to tell."""
+        notes = []
+        scope = [name for name in file.layers if layers == "all" or is_attention(name)]
+        fitting = {}
+        for name in scope:
+            shape, layer = lora.shapes.get(name), file.layers[name]
+            if shape and shape[0] == layer.shape[0] and torch.Size(shape).numel() == layer.entries:
+                fitting[name] = layer
+        missing = [file.layers[name].prefix for name in scope if name not in fitting]
+        if len(missing) > len(fitting):
+            raise KLoraError(
+                f"“{file.name}” does not fit this model: {len(missing)} of its {len(scope)} layers "
+                f"(such as {missing[0]}) have no counterpart that {self._host.name} can apply them "
+                f"to. It was made for another kind of model, or its layer names are in a spelling "
+                f"that {self._host.name} does not read: choose another file or checkpoint."
+            )
+        if missing:
+            notes.append(_left_out(file, missing, "does not fit", "do not fit", "this model"))
+        if file.unread:
+            what = "of a type that K-LoRA cannot compare"
+            notes.append(_left_out(file, file.unread, "is", "are", what))
+        others = {name: file.layers[name] for name in file.layers.keys() - set(scope)}
+        return replace(file, layers=others | fitting), notes
+
+
+def _left_out(file: LoraFile, prefixes: Sequence[str], one: str, more: str, why: str) -> str:
+    """What to tell of these layers; ``one`` and ``more`` are the verb before ``why``."""
+    such = f"of “{file.name}” (such as {prefixes[0]})"
+    if len(prefixes) == 1:
+        return f"1 layer {such} {one} {why} and is left out."
+    return f"{len(prefixes)} layers {such} {more} {why} and are left out."
