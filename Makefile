@@ -22,8 +22,8 @@ CORES := $(shell getconf _NPROCESSORS_ONLN)
   playground-train clean
 .DELETE_ON_ERROR:
 
-# Two hosts beside each other on two cores need most of half an hour: what has not begun after 26
-# minutes is skipped, and said.
+# Two hosts side by side on two cores need almost half an hour: what has not begun after 26 minutes
+# is skipped, and reported.
 test: export KLORA_LIVE_UNTIL := $(shell expr $$(date +%s) + 1560)
 test: core live
 

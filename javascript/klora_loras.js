@@ -1,5 +1,5 @@
-// The first click into the field of a LoRA selects what stands there: typing then looks for a LoRA,
-// where it would lengthen “None (use tags)”, a name that no LoRA has.
+// The first click into a LoRA's field selects its text, so that typing searches for a LoRA instead
+// of adding to “None (use tags)”, which would match none.
 
 onUiLoaded(() => {
     for (const input of gradioApp().querySelectorAll(

@@ -34,8 +34,8 @@
             `<path d="${path}"/></svg>`;
     }
 
-    // Whatever writes into the input: a hand, a paste, “Paper defaults”. An event of Gradio's would
-    // do too, but after each it renders the whole page anew, at every move of a slider.
+    // Whatever writes into the input: a hand, a paste, “Paper defaults”. A Gradio event would
+    // do too, but it re-renders the whole page, at every move of a slider.
     function watch(input, property, changed) {
         const {get, set} = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, property);
         Object.defineProperty(input, property, {

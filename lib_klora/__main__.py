@@ -6,7 +6,7 @@
     python -m lib_klora plan CONTENT STYLE --method "LoRA Switch"
     python -m lib_klora inspect FILE [--json file.json]
 
-Exit code 0: done; 1: a file cannot be used or written, the reason is on stderr; 2: wrong call;
+Exit code 0: done; 1: a file cannot be used or written, the reason is on stderr; 2: bad usage;
 130: interrupted.
 """
 

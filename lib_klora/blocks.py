@@ -19,8 +19,8 @@ BLOCK_CPU = 2**18
 """Entries in one block: 1 MiB, which stays in the processor's cache from the matmul to the last
 look at it. With 2^20 the whole analysis of a rank 8 pair takes 1.3 times as long."""
 BLOCK_GPU = 2**19
-"""2 MiB: a GPU has few orders to wait for, and a block, a mask, the positions of all its entries
-(CUDA writes them down to index by a mask, eight bytes each) and the entries stay below 16 MiB."""
+"""2 MiB: few kernel launches to wait for, and a block, a mask, the positions of all its entries
+(CUDA stores them to index by a mask, eight bytes each) and the entries stay below 16 MiB."""
 FACTOR = 2**18
 """Entries of a factor, or of a core times a factor, that are in fp32 at a time: 1 MiB. The smaller
 factor of most layers has less and is made once (1280 columns of rank 204)."""
@@ -115,7 +115,7 @@ def _factor(
 
 @dataclass
 class _Factors:
-    """scale · up @ down, of whose columns some are made at a time.
+    """scale · up @ down, made a few columns at a time.
 
     With a core, scale · Σ up[o, p] · core[p, q, k, l] · down[q, i]: the core belongs to the inner
     side, and the columns are i, k and l in any order. Without one it is transposed if that makes
@@ -173,7 +173,7 @@ class _Given:
         yield self
 
     def part(self, rows: Index, columns: Index, buffer: torch.Tensor | None = None) -> torch.Tensor:
-        # Into the buffer or a new tensor: what is the file's stays as it is.
+        # Into the buffer or a new tensor: the file's own is not changed.
         values = _at(self.values, (rows, columns))
         if buffer is None:
             return values.float() * self.scale
@@ -203,8 +203,8 @@ class _Product:
 class _Hadamard:
     """Two matrices of one shape, entry by entry.
 
-    ``spare`` is the other's buffer: were it a new one for each block, the C library would keep
-    several of the old ones.
+    ``spare`` is the other's buffer: with a new one per block, the C library would hold on to
+    several old ones.
     """
 
     one: _Product
@@ -226,6 +226,6 @@ _Matrix = _Given | _Product | _Hadamard
 
 
 def _at(values: torch.Tensor, index: Index | tuple[Index, Index]) -> torch.Tensor:
-    if values.element_size() == 1:  # not every torch can index fp8 (2.3 cannot), but each bytes
+    if values.element_size() == 1:  # some torch (2.3) cannot index fp8, but all can index bytes
         return values.view(torch.uint8)[index].view(values.dtype)
     return values[index]

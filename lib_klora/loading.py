@@ -85,7 +85,7 @@ class PairLoader:
 
         Args:
             on_disk: as from ``find``.
-            pairs_kept: of how many of the latest pairs the files stay in memory, with this one.
+            pairs_kept: how many of the latest pairs, with this one, keep their files in memory.
             progress: of the comparison; None for the host's progress bar.
 
         Raises KLoraError where the two cannot be fused in this model.
@@ -100,7 +100,7 @@ class PairLoader:
         if known is not None and known[1] is None and needs_scores:
             known = None
         loras, files, notes_on = {}, {}, {}
-        # A host that keeps copies has a file twice while it reads it: the larger one first, then.
+        # A host that keeps copies holds a file twice while reading it, so the larger one first.
         for role in sorted(ROLES, key=lambda role: -os.path.getsize(on_disk[role].path)):
             # One file in both roles is read twice: the host's record of it holds one weight.
             key = (on_disk[role].version, role == STYLE and versions[0] == versions[1])

@@ -176,8 +176,8 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
         parts = _Parts(tensors, keys)
         read = dict(parts)
         if read.keys().isdisjoint(_RANKED):
-            # Says nothing, to both hosts either. It is infinite where a LoKr was asked for whole
-            # factors by a rank that fp16 has no number for (LyCORIS, AI Toolkit).
+            # Unused, by both hosts too. It is infinite where a LoKr was given a rank too large for
+            # fp16 to get undecomposed factors (LyCORIS, AI Toolkit).
             read.pop("alpha", None)
         _require_finite(name, prefix, read)
         if is_text_encoder(prefix):

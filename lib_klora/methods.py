@@ -31,8 +31,8 @@ class Given:
     Attributes:
         scale: S(t) before each step and, last, at t = 1; shape [steps + 1].
         layers: how many layers are paired.
-        seed: of what is left to chance.
-        scores, gamma: of the layers; there for a method that needs scores.
+        seed: for random choices.
+        scores, gamma: of the layers; None for a method without scores.
     """
 
     scale: np.ndarray
@@ -80,9 +80,9 @@ def fixed_selection(given: Given) -> np.ndarray:
 def random_selection(given: Given) -> np.ndarray:
     """Random selection: each layer gets content with probability 1/3 at each step, else style.
 
-    One number of numpy's ``default_rng(seed)`` after another: step after step, in each step the
-    layers in the order of their common names. So a longer pass begins like a shorter one, and every
-    pass and picture gets the same.
+    Numbers are drawn from numpy's ``default_rng(seed)`` step by step, within a step in the order of
+    the layers' common names. So a longer pass begins like a shorter one, and every pass and picture
+    gets the same choice.
     """
     return _one(np.random.default_rng(given.seed).random(given.shape) < RANDOM_CONTENT)
 
@@ -102,7 +102,7 @@ class Method:
     Attributes:
         rule: as above.
         help: a few words for the page.
-        needs_scores: without them the files are not compared at all.
+        needs_scores: else the files are not compared at all.
         uses_gamma: else γ = 1.
         uses_scale: else S(t) = 1, and α and β mean nothing.
     """

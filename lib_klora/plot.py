@@ -27,10 +27,10 @@ _OF_CHOICE = np.array([_PAPER, *COLOURS.values()], np.uint8)
 """Colour of a number in ``Plan.choice``."""
 
 _WIDTH, _HEIGHT = 640, 560
-"""Pixels of the map that are aimed at; a step and a layer take whole pixels, at least one."""
+"""Target size of the map, in pixels; a step or a layer takes whole pixels, at least one."""
 _SHARE_HEIGHT, _GAP, _ZOOM = 40, 6, 2
 _MOST_TAKEOVERS = 4
-"""That are told one by one."""
+"""Most to list one by one."""
 
 _BLOCKS = (  # (beginning of a common name, what it is called), in the network's order
     (re.compile(r"input_blocks_(\d+)_"), "down"),

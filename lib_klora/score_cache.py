@@ -1,10 +1,10 @@
 """The scores of each LoRA file, kept on disk.
 
-One entry per file, called after its SHA-256 and ``VERSION``. It holds the top-K sums of the layers
+One entry per file, named after its SHA-256 and ``VERSION``. It holds the top-K sums of the layers
 that were needed so far, for every partner, so a second start reads a megabyte instead of
 multiplying matrices. An entry that is damaged, truncated, of another version or of another file
 counts as missing and is written anew. Two processes may use one folder: a file appears there
-complete or not at all, and the one that comes last stays.
+complete or not at all, and the last one wins.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ gives the same numbers, which a test proves, in a fraction of the time and memor
 1. ΔW is made in blocks that are looked at once and forgotten (``blocks``).
 2. Entries above a threshold τ are kept. τ is read off a small sample, to be a little below the
    K-th largest entry.
-3. Were more kept than needed, the smallest go and τ rises. Were fewer kept than K, τ was too
-   high: again with a lower one, at last with 0. So the sample decides the time, never the result.
-4. The kept entries are sorted and added up in fp64; the sum at every K comes with the largest.
+3. If too many are kept, the smallest go and τ rises. If fewer than K are kept, τ was too high:
+   repeat with a lower one, finally with 0. So the sample decides the time, never the result.
+4. The kept entries are sorted and added up in fp64; the largest K yields the sums of all others.
 
 The sums of one layer at K = r·1, r·2, …, r·128 serve every partner of up to rank 128. They depend
 on nothing but the file, so ``ScoreCache`` keeps them on disk.
@@ -38,14 +38,14 @@ PARTNER_RANKS = np.arange(1, 129)
 """The ranks that a table is made for."""
 
 _MOST_KEPT = 2**18
-"""Entries that are kept at most, so that memory is bounded: K for two files of rank 512. A larger
-K, which takes a multiplier far above the paper's 1, is counted instead."""
+"""Most entries kept, to bound the memory: K for two files of rank 512. A larger K, which takes a
+multiplier far above the paper's 1, is counted instead."""
 _SLACK = 2**16
 """Entries that may be kept beyond 2·K before the smallest go."""
 _PIECE = 2**15
 """Entries that are counted at a time."""
 _MOST_SUMS = 1024
-"""K's of one layer in a table; a person who tries many multipliers starts it again."""
+"""Most K of one layer in a table; beyond that it starts again."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def compute_scores(
 ) -> Scores:
     """The scores of all paired layers, one block in memory at a time, on ``device``.
 
-    If the device fails, because its memory is full or it lacks an operation, the CPU goes on.
+    If the device fails (its memory is full, or it lacks an operation), the CPU takes over.
 
     Args:
         progress: called with (layers done, layers in all) before the first layer and after each,
@@ -135,7 +135,7 @@ def _fill(
     progress: Callable[[int, int], None] | None,
     for_every_partner: bool,
 ) -> None:
-    """Puts into each table its layer's row, which has K at least."""
+    """Puts each layer's row, with at least its K, into its table."""
     with _exact_arithmetic(device):
         for done, (role, table, layer, k) in enumerate(work):
             if progress:
@@ -159,7 +159,7 @@ def _fill(
 
 
 def table_key(layer: Layer | FusedLayer) -> str:
-    """A layer's name in its file's table; a fused one is called after the parts it is made of."""
+    """A layer's name in its file's table; a fused one is named after its parts."""
     return "+".join(p.name for p in layer.parts) if isinstance(layer, FusedLayer) else layer.name
 
 
@@ -251,7 +251,7 @@ def _only_largest(parts: list[np.ndarray], k: int) -> np.ndarray:
 
 
 def _select(block: torch.Tensor, tau: float) -> np.ndarray:
-    entries = block.reshape(-1)  # a GPU writes down a position per dimension
+    entries = block.reshape(-1)  # a GPU stores one position per dimension
     if block.device.type != "cpu":
         return entries[entries > tau].cpu().numpy()
     entries = entries.numpy()
@@ -259,11 +259,11 @@ def _select(block: torch.Tensor, tau: float) -> np.ndarray:
 
 
 def _sum_by_counting(layer: Layer | FusedLayer, k: int, device: torch.device | str) -> float:
-    """The top-K sum for a K of which nothing can be kept: by counting, in bounded memory.
+    """The top-K sum for a K too large to keep the entries: by counting, in bounded memory.
 
-    Numbers that are not negative are ordered as their bits are. The first pass counts and adds up
-    by the upper half of the bits; that leaves one value of it which holds the K-th entry. The
-    second pass counts the lower half there.
+    Non-negative floats sort like their bits. The first pass counts and sums by the upper half of
+    the bits, which gives the bin that holds the K-th entry. The second pass counts the lower half
+    within that bin.
     """
     counts, sums = np.zeros(2**15, np.int64), np.zeros(2**15)
     for values in _pieces(layer, device):
@@ -283,7 +283,7 @@ def _sum_by_counting(layer: Layer | FusedLayer, k: int, device: torch.device | s
 
 
 def _pieces(layer: Layer | FusedLayer, device: torch.device | str) -> Iterator[np.ndarray]:
-    """|ΔW| in pieces so small that the copies which ``bincount`` makes do not count."""
+    """|ΔW| in pieces so small that the copies ``bincount`` makes do not matter."""
     for block in blocks(layer, device):
         values = block.cpu().numpy().reshape(-1)
         for start in range(0, len(values), _PIECE):

@@ -104,7 +104,7 @@ class Session:
     """K-LoRA in one WebUI process; ``host`` does the applying.
 
     The pair stays in memory between generations, as the host keeps its own LoRAs. ``on_error`` gets
-    every sentence that means “without K-LoRA”, of whichever generation.
+    every message that a generation, whichever it is, is without K-LoRA.
     """
 
     def __init__(self, host: Host, on_error: Callable[[str], None] = lambda sentence: None) -> None:
@@ -114,7 +114,7 @@ class Session:
         self._report = Report()
         self._applying = False
         """Whether the host may be applying a fusion: from ``attach`` on, and in each model call.
-        If it still may when a generation begins, the last one has ended in the middle of it."""
+        If this is still set when a generation begins, the last one ended half-way."""
         self._given_up: _PassKey | None = None
         """The pass that K-LoRA has ended in."""
         self._reports: list[tuple[weakref.ref, Report]] = []
@@ -140,7 +140,7 @@ class Session:
             t0: progress at which the pass starts.
         """
         active = None
-        if self._has_given_up(p):  # a refiner takes the pass over, whose error stays
+        if self._has_given_up(p):  # a refiner takes over: the pass's error stays
             self.attach(p)
             return
         refiner = self._is_sampling(p)
@@ -198,7 +198,7 @@ class Session:
             raise
 
     def after_model_call(self) -> None:
-        """Where the host could not apply what was chosen, K-LoRA ends as after any failure."""
+        """Ends K-LoRA, as any failure does, if the host could not apply what was chosen."""
         active = self._active
         if active is None:
             return
@@ -249,7 +249,7 @@ class Session:
         progress: Callable[[int, int], None] | None = None,
     ) -> tuple[Report, Scores | None]:
         """The choice that a generation of ``steps`` steps from progress ``t0`` would make, and the
-        scores if the method needs them; nothing is applied. The caller sees to it that no
+        scores if the method needs them; nothing is applied. The caller ensures that no
         generation runs meanwhile.
 
         Raises KLoraError where the generation would be made without K-LoRA.
@@ -308,7 +308,7 @@ class Session:
             weakref.ref(p),
             getattr(p, "iteration", 0),
         )
-        active.plan_for(1, active.t0)  # here, where what is wrong with a pair becomes a sentence
+        active.plan_for(1, active.t0)  # here, where an error in the pair is reported
         if not hires or infotext.KEY not in p.extra_generation_params:
             written = replace(settings, content="", style="") if tags else settings
             p.extra_generation_params[infotext.KEY] = infotext.write(

@@ -1,8 +1,8 @@
 """A LoRA file on disk → its tensors, each read when it is asked for.
 
-Both hosts keep the factors of every LoRA in use, so what is read here comes on top of them. A file
-that is mapped counts with every page that was looked at, until it is closed; so it is closed
-and opened again as reading goes on, and only one file is open at a time.
+Both hosts keep the factors of every LoRA in use, so what is read here comes on top. Every page
+touched in a mapped file counts as memory until the file is closed; so it is closed and reopened as
+reading goes on, and only one file is open at a time.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class TensorFile(Mapping[str, torch.Tensor]):
         return len(self._keys)
 
     def read_all(self) -> dict[str, torch.Tensor]:
-        """Copies of all tensors, for a host that keeps them. A mapped file that is written over,
-        or whose disk goes away, would end the process at the next look at it, and Windows lets
-        nobody save to it. They share one piece of memory: many small ones would leave holes."""
+        """Copies of all tensors, for a host that keeps them. If a mapped file is overwritten or its
+        disk goes away, the next access kills the process, and on Windows nobody can save to it.
+        The copies share one block of memory: many small ones would fragment it."""
         sizes = self._sizes()
         memory = torch.empty(sum(map(_aligned, sizes.values())), dtype=torch.uint8)
         tensors, start = {}, 0

@@ -58,7 +58,7 @@ _VARIABLE = re.compile(
     r"|(?<=\()[0-9a-f]{12}(?=\))"  # a file's hash
     r"|(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)"
     rf"|(?:{'|'.join(map(re.escape, METHODS))}): "
-    r"|; "  # no variable, but what is on either side of it occurs without the other
+    r"|; "  # not variable, but either side of it can occur alone
 )
 
 
@@ -79,8 +79,8 @@ def not_cleared_sentence(folder: object) -> str:
 
 
 def fragments(sentence: str) -> list[tuple[str, bool]]:
-    """The parts of a sentence in order, each with whether it is a fixed part: one that the same
-    sentence has about other names and numbers too."""
+    """The parts of a sentence in order, each with whether it is fixed: the same whatever the names
+    and numbers are."""
     parts, end = [], 0
     for match in _VARIABLE.finditer(sentence):
         parts += [(sentence[end : match.start()], True), (match[0], False)]

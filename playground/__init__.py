@@ -1,4 +1,4 @@
-"""A small true world for K-LoRA: subjects and styles that we draw, a diffusion model that learnt
+"""A small test world for K-LoRA: subjects and styles that we draw, a diffusion model that learnt
 them, and LoRAs of subjects and styles that it never saw. Small enough for a CPU.
 
 ::

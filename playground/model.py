@@ -49,7 +49,7 @@ class TextEncoder(nn.Module):
 
 
 def tokens(prompts: Sequence[str]) -> torch.Tensor:
-    """Word numbers, int64 [batch, WORDS]. Raises KeyError for a word that the model has not."""
+    """Word numbers, int64 [batch, WORDS]. Raises KeyError for a word unknown to the model."""
     numbers = {word: i for i, word in enumerate(VOCABULARY)}
     rows = [[numbers[word] for word in prompt.split()] for prompt in prompts]
     return torch.tensor([row + [0] * (WORDS - len(row)) for row in rows])

@@ -160,10 +160,10 @@ def train_loras(seed: int = 0, names: Sequence[str] = ()) -> None:
 
 
 def _train_lora(name: str, pictures: np.ndarray, prompts: list[str], word: str, seed: int) -> None:
-    """Half of each batch are pictures of the base model's own world whose prompts have not the
-    general ``word`` that is to get a new meaning, so that the LoRA does not spoil the rest:
-    DreamBooth's prior preservation (arXiv 2208.12242). And at each step some layers go without
-    their change (“module dropout”), so that the others learn to do without them."""
+    """Half of each batch is pictures of the base model's own world whose prompts lack the general
+    ``word`` that is to get a new meaning, so that the LoRA does not spoil the rest: DreamBooth's
+    prior preservation (arXiv 2208.12242). And at each step some layers go without their change
+    (“module dropout”), so that the others learn to do without them."""
     from peft import LoraConfig, get_peft_model_state_dict  # for training only
     from peft.tuners.lora import LoraLayer
 

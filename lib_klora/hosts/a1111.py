@@ -5,11 +5,11 @@ compares the names of ``networks.loaded_networks`` with those it applied last; w
 restores the layer from its backup and adds ``net.modules[layer].calc_updown`` of each network.
 
 So a pair is a network of our own at the end of that list, whose ``modules`` hold for each layer
-the entry of the file that wins it; an entry knows its own file's weight. A flip exchanges the entry
-and makes the layer's own record of what is applied invalid; the layer's next forward does the rest.
-Where a layer may have both (text encoders, Direct merge) it is two networks, one for each file. One
-is better where it will do: the host walks the list in every forward of every layer. Beside that
-list and the records only the embeddings are touched that a file brings along, as by ``<lora:>``.
+the entry of the file that wins it; an entry knows its own file's weight. A flip swaps the entry and
+invalidates the layer's own record of what is applied; the layer's next forward does the rest. Where
+a layer may have both (text encoders, Direct merge) it is two networks, one for each file. One is
+better where it will do: the host walks the list in every forward of every layer. Besides that list
+and the records, only embeddings bundled in a file are touched, as by ``<lora:>``.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class A1111(CommonHost):
     def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
         """``tensors`` are not needed: the host reads the file itself, and keeps copies.
 
-        The network is never in the host's list, and its name is none that stands in a ``<lora:>``:
+        The network is never in the host's list, and its name never occurs in a ``<lora:>``:
         extensions that set weights by name (loractl) mean that one.
         """
         try:
@@ -272,9 +272,8 @@ def _lacking(fusion: _Fusion) -> int:
 
 @functools.cache
 def _counting(kind: type) -> type:
-    """The host's class of modules, which counts in its network how often one was refused: what
-    torch cannot compute at all (LoHa in fp16 on a CPU) it cannot for ``<lora:>`` either, in any
-    picture.
+    """The host's module class, extended to count in its network how often one was refused: what
+    torch cannot compute at all (LoHa in fp16 on a CPU) fails for ``<lora:>`` too, in any picture.
     """
 
     class Counting(kind):

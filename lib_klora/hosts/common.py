@@ -52,8 +52,8 @@ class CommonHost:
         return OnDisk(name, entry.filename, entry.shorthash or "", version, entry)
 
     def find_by_hash(self, short_hash: str) -> str | None:
-        """The hosts know a file's hash once it was used or where its header says it; the others
-        are read now, as many as a person will wait for."""
+        """The hosts know a file's hash once it was used, or if its header has it; the others are
+        read now, for as long as a person will wait."""
         if not short_hash:
             return None
         known = networks.available_network_hash_lookup.get(short_hash)

@@ -171,7 +171,7 @@ class DiffusersUNet:
     abandon = detach
 
     def recover(self) -> None:
-        self._added = dict.fromkeys(self._original, ((0.0, None),))  # as no layer wants it
+        self._added = dict.fromkeys(self._original, ((0.0, None),))  # what no layer wants
 
     def _wanted(
         self, fusion: UNetFusion | None, choice: np.ndarray | None

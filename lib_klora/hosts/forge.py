@@ -78,13 +78,12 @@ class _Fusion:
     identifier: tuple[str, float, float, bool] | None = None
     """Ours in ``lora_patches``; the last item: added at every forward instead of merged."""
     owners: dict[str, weakref.ref] = field(default_factory=dict)
-    """Parameter key → its module: to look it up from the model's root again for
-    each flip, through parts of the memory that nothing else has used just now, would be a third of
-    the flip."""
+    """Parameter key → its module. Looking it up from the model's root for each flip, through cold
+    memory, would take a third of the flip's time."""
     unet: Callable[[], Any] = lambda: None
     """Weak reference to the patcher with us, which knows the one without: reused while that one is
-    current, because the host loads a patcher anew that it has not loaded last. Weak, because it
-    holds the model, which must go when the checkpoint changes."""
+    current, because the host reloads a patcher unless it loaded it last. Weak, because it holds
+    the model, which must go when the checkpoint changes."""
 
 
 class _Part:
@@ -325,7 +324,7 @@ class Forge(CommonHost):
 
 @contextmanager
 def _at_rest(device: torch.device) -> Iterator[None]:
-    """Nothing that the device was asked for before or after is under way inside.
+    """Waits for the device, before and after, so that nothing else runs inside.
 
     The host reads weights without waiting (``non_blocking``), with --cuda-stream in a stream that
     does not wait for the one that merges. That is safe for its own merging, long before the first
@@ -342,8 +341,8 @@ def _at_rest(device: torch.device) -> Iterator[None]:
 def _merge(patcher: Any, keys: Iterable[str], owners: dict[str, weakref.ref]) -> None:
     """Merges what the patcher's entries say now into the weights of ``keys``.
 
-    ``refresh`` would put a new tensor in a weight's place each time, which leaves holes in the
-    memory, and carry the backup to the device and back. So a merged weight is written over.
+    ``refresh`` would put a new tensor in a weight's place each time, which fragments memory, and
+    carry the backup to the device and back. So a merged weight is overwritten in place.
     """
     backups = patcher.lora_loader.backup
     remaining = set(keys)
@@ -396,8 +395,8 @@ def _refresh_part(patcher: Any, keys: Iterable[str]) -> None:
     }
     patches = {
         identifier: {
-            # A list that has become empty must still replace an online one; merged, the restored
-            # backup is all there is to do.
+            # An emptied list must still replace an online one; where the host merges, restoring
+            # the backup is enough.
             short: entries[key]
             for key, short in model.short.items()
             if key in entries and (entries[key] or identifier[3])

@@ -76,7 +76,7 @@ class Host(Protocol):
         """The present model's identity: what ``load`` returns holds for that object only."""
 
     def prepare_model(self) -> None:
-        """Loads the chosen checkpoint if the host waits with it until the first generation."""
+        """Loads the chosen checkpoint if the host puts that off until the first generation."""
 
     def device(self) -> torch.device:
         """Where the scores may be computed."""
@@ -99,7 +99,7 @@ class Host(Protocol):
     def attach(self, fusion: Fusion, choice: np.ndarray) -> None:
         """Makes the fusion part of the host's current LoRAs, after all ``<lora:>``.
 
-        ``choice`` (a row of ``Plan.choice``) is what to begin with, if the host does not still hold
+        ``choice`` (a row of ``Plan.choice``) is what to begin with, unless the host still holds
         another one.
         """
 
@@ -119,6 +119,6 @@ class Host(Protocol):
         """``detach`` for a generation that goes on: its next model call is without K-LoRA."""
 
     def recover(self) -> None:
-        """After a generation that ended while the host was applying LoRAs, so that its records may
-        say other than its weights: lets it apply anew whatever comes next. Fusions made before are
-        not used again."""
+        """After a generation that ended while the host was applying LoRAs, so its records may not
+        match its weights: makes it apply whatever comes next from scratch. Earlier fusions are not
+        reused."""

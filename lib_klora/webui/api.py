@@ -19,8 +19,8 @@ from ..settings import from_fields
 
 
 class PlanRequest(BaseModel, extra="forbid"):
-    """A pair, the settings, and the sampling pass to plan for. What else is written is refused: a
-    setting beside ``settings`` would mean nothing, and the plan would be another one."""
+    """A pair, the settings, and the sampling pass to plan for. Any other field is refused: a
+    setting outside ``settings`` would be ignored, and the plan would be wrong."""
 
     content: str = Field(description="the content LoRA, by a name from /klora/loras")
     style: str = Field(description="the style LoRA, by a name from /klora/loras")

@@ -33,7 +33,7 @@ def shown(field: Field):
 
 
 def choice(field: Field) -> type:
-    """The component for a word: the page sets up a long list of radio buttons slowly."""
+    """The component for a word; a long list of radio buttons makes the page slow."""
     return gr.Radio if len(field.choices) <= _FEW else gr.Dropdown
 
 

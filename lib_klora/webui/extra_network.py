@@ -18,8 +18,8 @@ from .script import KLoraScript
 from .xyz import has_axes, with_axes
 
 _TEXT_STATE = "klora text state"
-"""Where the hosts' caches of encoded text see what K-LoRA adds to the text encoders: their key has
-the extra networks of the prompt (processing.py, cached_params). No network has this name."""
+"""Shows the hosts' caches of encoded text what K-LoRA adds to the text encoders: their key includes
+the prompt's extra networks (processing.py, cached_params). No network has this name."""
 
 
 class KLoraNetwork(extra_networks.ExtraNetwork):
@@ -48,7 +48,7 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
         self._tell_caches(p)
 
     def deactivate(self, p: Any) -> None:
-        """Nothing: the next activation begins with taking back, and the host may skip this call."""
+        """Nothing: the next activation undoes the last one, and the host may skip this call."""
 
     def begin(self, p: Any) -> None:
         self.session.begin(p)

@@ -73,9 +73,9 @@ class _CacheOption(shared.OptionHTML):
     """The size of the cache and a button that clears it, as the host shows explanations: a
     component without a value to save.
 
-    The host fills a page that is opened with each option's value, which for what is not saved is
-    its default. So the default is the size of that moment. While the page stays open, the Settings
-    tab asks for it anew (javascript/klora_settings.js).
+    When a page opens, the host fills in each option's value, or its default if none is saved. So
+    the default is the present size. While the page stays open, the Settings tab asks for it again
+    (javascript/klora_settings.js).
     """
 
     def __init__(self, cache: ScoreCache) -> None:

@@ -70,7 +70,7 @@ if DEVICE == "second":
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """``make test`` has to end: what is left when its time is over is skipped, and it says so."""
+    """``make test`` has to end: what is left when its time is up is skipped, and says so."""
     until = os.environ.get("KLORA_LIVE_UNTIL")
     if until and time.time() > float(until):
         pytest.skip("make test has used up its 26 minutes; make live runs everything")

@@ -1,10 +1,9 @@
 // A second device for the torch of a WebUI, for machines without a GPU: see launch.py.
 //
 // Its memory is the computer's, and its arithmetic the CPU's: what has no kernel here is computed
-// by torch's cpu_fallback on copies (in other orders at times, such as a layer norm, so it rounds
-// otherwise). The one rule that it keeps is a GPU's: an operation whose
-// tensors are on two devices fails, unless it is a copy, or the other is a number in a CPU tensor
-// without dimensions, or an index.
+// by torch's cpu_fallback on copies (sometimes in another order, as for a layer norm, so it rounds
+// differently). It keeps one rule of a GPU: an operation whose tensors are on two devices fails,
+// unless it is a copy, or the other is a zero-dimensional CPU tensor, or an index.
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/native/CPUFallback.h>

@@ -1,4 +1,4 @@
-"""Start a WebUI on a second device of torch's, for machines without a GPU.
+"""Start a WebUI on a second torch device, for machines without a GPU.
 
 For `python launch.py` in the WebUI's folder, call this file there with the same arguments. The
 WebUI's code is as it was; where it asks for the device to compute on, it is told this one
