@@ -6,6 +6,12 @@ import sys
 
 import torch
 
+_FULL_MEMORY = re.compile(
+    r"(out of|not enough|allocate)\b.*\bmemory"
+    r"|ALLOC_FAILED"  # cuBLAS and cuDNN
+    r"|OUT_OF_(DEVICE|HOST)_MEMORY|OUT_OF_RESOURCES"  # Level Zero, Intel's GPUs
+)
+
 
 class KLoraError(Exception):
     """What was written, what is wrong with it, and what to do: one sentence for the person.
@@ -19,8 +25,7 @@ class KLoraError(Exception):
 def is_full_memory(error: BaseException) -> bool:
     """Whether memory was full, the computer's or a device's; only CUDA has a class of its own."""
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError)
-        and re.search(r"(out of|not enough|allocate)\b.*\bmemory", str(error)) is not None
+        isinstance(error, RuntimeError) and _FULL_MEMORY.search(str(error)) is not None
     )
 
 

@@ -91,48 +91,30 @@ class PairLoader:
         Raises KLoraError where the two cannot be fused in this model.
         """
         self.forget_other_models()
-        self._model = weakref.ref(self._host.model())
+        model = self._host.model()
+        if model is None:
+            raise KLoraError("No checkpoint is loaded: choose one, then try again.")
+        self._model = weakref.ref(model)
         self._keep(pairs_kept, {entry.version for entry in on_disk.values()})
         versions = tuple(on_disk[role].version for role in ROLES)
-        pair_key = (*versions, settings.layers, settings.top_k, settings.unpaired, self._model)
-        needs_scores = METHODS[settings.method].needs_scores
+        pair_key = (*versions, settings.layers, settings.top_k, settings.unpaired)
         known = self._pairs.get(pair_key)
-        if known is not None and known[1] is None and needs_scores:
+        if known is not None and known[1] is None and METHODS[settings.method].needs_scores:
             known = None
-        loras, files, notes_on = {}, {}, {}
+        loras, files = {}, {}
         # A host that keeps copies holds a file twice while reading it, so the larger one first.
         for role in sorted(ROLES, key=lambda role: -os.path.getsize(on_disk[role].path)):
             # One file in both roles is read twice: the host's record of it holds one weight.
             key = (on_disk[role].version, role == STYLE and versions[0] == versions[1])
-            lora = self._loras.get(key)
-            if lora is None or known is None:
+            if known is None or key not in self._loras:
                 tensors = self._host.read(on_disk[role])
-                file = parse_lora(on_disk[role].name, tensors)
+                files[role] = parse_lora(on_disk[role].name, tensors)
                 tensors.release()
-                lora = lora or self._host.load(on_disk[role], tensors)
-                files[role], notes_on[role] = self._fitting(file, lora, settings.layers)
-            loras[role] = self._loras[key] = lora
+                if key not in self._loras:
+                    self._loras[key] = self._host.load(on_disk[role], tensors)
+            loras[role] = self._loras[key]
         if known is None:
-            notes = [note for role in ROLES for note in notes_on[role]]
-            pair = pair_files(
-                files[CONTENT],
-                files[STYLE],
-                layers=settings.layers,
-                top_k=settings.top_k,
-                unpaired=settings.unpaired,
-            )
-            scores = None
-            if needs_scores:
-                scores = compute_scores(
-                    pair,
-                    self._host.device(),
-                    progress=progress or self._host.show_progress,
-                    cache=self.score_cache,
-                    sha256=tuple(self._sha256(on_disk[role]) for role in ROLES),
-                )
-            for note in pair.notes:
-                log.info(note)
-            known = self._pairs[pair_key] = (pair.without_tensors(), scores, notes)
+            known = self._pairs[pair_key] = self._compare(on_disk, loras, files, settings, progress)
         return LoadedPair(on_disk, loras, *known)
 
     def fusion(self, tags: TagPair, loaded: LoadedPair, settings: Settings) -> Fusion:
@@ -153,9 +135,10 @@ class PairLoader:
 
     def forget_other_models(self) -> None:
         """Lets go of what was read for a checkpoint that is no longer the host's."""
-        if (self._loras or self._fusions) and self._model() is not self._host.model():
-            self._loras.clear()
-            self._fusions.clear()
+        caches = self._loras, self._pairs, self._fusions
+        if any(caches) and self._model() is not self._host.model():
+            for cache in caches:
+                cache.clear()
 
     def _find(self, tag: Tag) -> OnDisk:
         entry = self._host.find(tag.name)
@@ -173,6 +156,39 @@ class PairLoader:
         for cache, versions in ((self._loras, 1), (self._pairs, 2), (self._fusions, 2)):
             for key in [key for key in cache if not kept.issuperset(key[:versions])]:
                 del cache[key]
+
+    def _compare(
+        self,
+        on_disk: Mapping[str, OnDisk],
+        loras: Mapping[str, HostLora],
+        files: Mapping[str, LoraFile],
+        settings: Settings,
+        progress: Callable[[int, int], None] | None,
+    ) -> tuple[Pair, Scores | None, list[str]]:
+        """What ``LoadedPair`` has of two files beside the host's forms of them."""
+        fitting, notes = {}, []
+        for role in ROLES:
+            fitting[role], told = self._fitting(files[role], loras[role], settings.layers)
+            notes += told
+        pair = pair_files(
+            fitting[CONTENT],
+            fitting[STYLE],
+            layers=settings.layers,
+            top_k=settings.top_k,
+            unpaired=settings.unpaired,
+        )
+        scores = None
+        if METHODS[settings.method].needs_scores:
+            scores = compute_scores(
+                pair,
+                self._host.device(),
+                progress=progress or self._host.show_progress,
+                cache=self.score_cache,
+                sha256=tuple(self._sha256(on_disk[role]) for role in ROLES),
+            )
+        for note in pair.notes:
+            log.info(note)
+        return pair.without_tensors(), scores, notes
 
     def _sha256(self, on_disk: OnDisk) -> str:
         """Of the whole file: the hosts' own hash leaves out its header, which names the layers."""

@@ -321,7 +321,10 @@ def _exact_matmuls() -> Iterator[None]:
         yield
     finally:
         for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
+            # What it inherited it reports as its own: written back, it would stop inheriting.
+            backend.fp32_precision = "none"
+            if backend.fp32_precision != value:
+                backend.fp32_precision = value
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager:

@@ -22,31 +22,13 @@ from .plan import Plan, make_plan
 from .report import REFINER_WITHOUT, PassReport, Report
 from .scores import Scores
 from .settings import Settings
-from .steps import finished_steps
+from .steps import Pass
 from .tag import CONTENT, STYLE, Tag, TagPair, pair_tags, parse_tags
 
 log = get_log()
 
 _TAGS_WIN = "The prompt's <klora:…> tags are used, not the LoRAs named beside them."
 _REPORTS_KEPT = 4
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One sampling pass as the step callback sees it.
-
-    Attributes:
-        call: model calls so far; steps: N; calls_expected, sampler: see ``steps``.
-        t0: progress at which the pass starts.
-        hires: whether it is a hires pass.
-    """
-
-    call: int
-    steps: int
-    calls_expected: int
-    sampler: str
-    t0: float
-    hires: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +70,8 @@ class _Active:
     """Weak reference to the generation."""
     iteration: int
     """Which batch of the generation."""
+    sampling: _PassKey | None = None
+    """The pass that is being sampled with it; None before its first step."""
     shown: PassReport | None = None
     """What the report has of it."""
     plan_key: tuple | None = None
@@ -150,10 +134,8 @@ class Session:
                 p.extra_generation_params.pop(key, None)
         try:
             active = self._prepare(p, tags, settings, t0)
-        except KLoraError as error:
-            self._tell(p, str(error), REFINER_WITHOUT if refiner else "")
         except Exception as error:
-            self._tell_unexpected(p, error)
+            self._tell(p, _sentence_of(error), REFINER_WITHOUT if refiner else "")
         self._active = active
         self.attach(p)
 
@@ -163,15 +145,13 @@ class Session:
         Called again after ``<lora:>``'s own activation, which begins a new list.
         """
         active = self._active
-        try:
-            if active is None or active.processing() is not p:
-                self._host.detach()
-            else:
-                self._applying = True
-                self._host.attach(active.fusion, active.plan_for(1, active.t0).row(0))
-        except Exception as error:
-            self._tell_unexpected(p, error)
-            self._give_up(p)
+        if active is None or active.processing() is not p:
+            self._attempt(p, self._host.detach)
+            return
+        self._applying = True
+        self._attempt(
+            p, lambda: self._host.attach(active.fusion, active.plan_for(1, active.t0).row(0))
+        )
 
     def before_model_call(self, read_pass: Callable[[], Pass]) -> None:
         """Gives every layer the LoRA that the plan has for this step. What ``read_pass`` raises,
@@ -180,33 +160,14 @@ class Session:
         if active is None:
             return
         self._applying = True
-        try:
-            at = read_pass()
-            t0 = active.settings.start(at.t0)
-            step = finished_steps(at.call, at.steps, at.calls_expected, at.sampler)
-            plan = active.plan_for(at.steps, t0)
-            self._host.select(active.fusion, plan.row(step))
-            self._show(active, plan, at.hires)
-        except KLoraError as error:
-            self._end(active, error)
-        except Exception as error:
-            self._report.hide(active.shown)
-            self._tell_unexpected(active.processing(), error)
-            self._give_up(active.processing())
-        except BaseException:
-            self._give_up(active.processing())
-            raise
+        self._attempt(active.processing(), lambda: self._follow_plan(active, read_pass()))
 
     def after_model_call(self) -> None:
         """Ends K-LoRA, as any failure does, if the host could not apply what was chosen."""
         active = self._active
-        if active is None:
-            return
-        try:
-            self._host.check(active.fusion)
-        except KLoraError as error:
-            self._end(active, error)
-        else:
+        if active is not None and self._attempt(
+            active.processing(), lambda: self._host.check(active.fusion)
+        ):
             self._applying = False
 
     def text_state(self, p: Any) -> tuple | None:
@@ -318,22 +279,41 @@ class Session:
 
     def _is_sampling(self, p: Any) -> bool:
         """Whether a pass of ``p`` is under way with K-LoRA: then a refiner takes it over."""
-        active = self._active
-        return (
-            active is not None
-            and active.shown is not None
-            and _PassKey(active.processing, active.iteration, active.shown.hires).is_of(p)
-        )
+        sampling = self._active and self._active.sampling
+        return sampling is not None and sampling.is_of(p)
 
     def _has_given_up(self, p: Any) -> bool:
         """Whether K-LoRA has ended in the pass of ``p`` that is under way."""
         return self._given_up is not None and self._given_up.is_of(p)
 
-    def _end(self, active: _Active, error: KLoraError) -> None:
-        """After a choice that the host could not apply."""
-        self._report.hide(active.shown)
-        self._tell(active.processing(), str(error))
-        self._give_up(active.processing())
+    # -- steps, and what may fail in them ----------------------------------------------------------
+
+    def _follow_plan(self, active: _Active, at: Pass) -> None:
+        """Gives every layer what the plan has for this step, and puts the plan into the report."""
+        plan = active.plan_for(at.steps, active.settings.start(at.t0))
+        self._host.select(active.fusion, plan.row(at.finished_steps))
+        if active.shown is None or active.shown.plan is not plan:
+            active.sampling = _PassKey(active.processing, active.iteration, at.hires)
+            active.shown = PassReport(active.names, active.loaded.pair, plan, at.hires)
+            self._report.show(active.shown)
+
+    def _attempt(self, p: Any, work: Callable[[], None]) -> bool:
+        """Whether ``work`` succeeded. If not, K-LoRA ends in this pass of ``p``, and says why."""
+        try:
+            work()
+            return True
+        except Exception as error:
+            sentence = _sentence_of(error)
+        except BaseException:
+            self._give_up(p)
+            raise
+        # Not before the error is gone, because it holds the tensors of the calls that failed, and
+        # taking K-LoRA back needs memory too.
+        if self._active is not None:
+            self._report.hide(self._active.shown)
+        self._tell(p, sentence)
+        self._give_up(p)
+        return False
 
     def _give_up(self, p: Any) -> None:
         """After something went wrong with a fusion: what it has applied is not known any more."""
@@ -352,32 +332,26 @@ class Session:
             self._reports = [*self._reports, (weakref.ref(p), report)][-_REPORTS_KEPT:]
         return report
 
-    def _show(self, active: _Active, plan: Plan, hires: bool) -> None:
-        """Puts the plan that is being followed into the report, once."""
-        if active.shown is not None and active.shown.plan is plan:
-            return
-        active.shown = PassReport(active.names, active.loaded.pair, plan, hires)
-        self._report.show(active.shown)
-
     def _tell(self, p: Any, sentence: str, part: str = "") -> None:
         """Tells that ``p`` is without K-LoRA, but for ``part`` of it."""
         self._on_error(sentence)
         self._report.fail(p, sentence, part)
 
-    def _tell_unexpected(self, p: Any, error: Exception) -> None:
-        log.error(traceback.format_exc().rstrip())
-        if is_full_memory(error):
-            self._tell(
-                p,
-                "Memory is full, so the picture is made without K-LoRA: choose a smaller size, or "
-                "make room, and generate again.",
-            )
-            return
-        self._tell(
-            p,
-            f"K-LoRA failed ({type(error).__name__}: {error}); the picture is made without it. "
-            f"Please report this with the lines above in the WebUI's log.",
+
+def _sentence_of(error: Exception) -> str:
+    """What the person is told of an error; the log has all of one that is not the person's."""
+    if isinstance(error, KLoraError):
+        return str(error)
+    log.error(traceback.format_exc().rstrip())
+    if is_full_memory(error):
+        return (
+            "Memory is full, so the picture is made without K-LoRA: choose a smaller size, or "
+            "make room, and generate again."
         )
+    return (
+        f"K-LoRA failed ({type(error).__name__}: {error}); the picture is made without it. "
+        f"Please report this with the lines above in the WebUI's log."
+    )
 
 
 def prompts_have_tags(p: Any) -> bool:

@@ -7,6 +7,31 @@ step share one choice.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One sampling pass as the step callback sees it, before a model call.
+
+    Attributes:
+        call, steps, calls_expected, sampler: see ``finished_steps``.
+        t0: progress at which the pass starts.
+        hires: whether it is a hires pass.
+    """
+
+    call: int
+    steps: int
+    calls_expected: int
+    sampler: str
+    t0: float
+    hires: bool = False
+
+    @property
+    def finished_steps(self) -> int:
+        """How many steps are done."""
+        return finished_steps(self.call, self.steps, self.calls_expected, self.sampler)
+
 
 def finished_steps(call: int, steps: int, calls_expected: int, sampler: str) -> int:
     """How many steps are done before model call ``call`` (from 0) of a pass.

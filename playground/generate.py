@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from lib_klora.errors import KLoraError
 from lib_klora.hosts.diffusers_unet import DiffusersUNet
 from lib_klora.report import Report
-from lib_klora.session import Pass, Session
+from lib_klora.session import Session
 from lib_klora.settings import Settings
+from lib_klora.steps import Pass
 
 from .model import WEIGHTS, Model
 

@@ -8,7 +8,7 @@ from modules import extra_networks, script_callbacks
 
 from ..errors import get_log
 from ..hosts import find_host
-from ..session import Pass
+from ..steps import Pass
 from .api import add_api
 from .extra_network import KLoraNetwork, UnavailableNetwork, start_of
 from .options import add_options

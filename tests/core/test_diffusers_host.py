@@ -12,8 +12,9 @@ from torch import nn
 
 from lib_klora.errors import KLoraError
 from lib_klora.hosts.diffusers_unet import DiffusersUNet
-from lib_klora.session import Pass, Session
+from lib_klora.session import Session
 from lib_klora.settings import Settings
+from lib_klora.steps import Pass
 
 STEPS = 8
 LAYERS = tuple(

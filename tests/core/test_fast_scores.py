@@ -458,6 +458,22 @@ def test_the_precision_of_matmuls_is_as_before(precision, version, monkeypatch):
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 9), reason="an older torch has one switch for all")
+def test_a_precision_that_is_inherited_stays_so():
+    backends = torch.backends
+    before = backends.fp32_precision
+    matmul = backends.cuda.matmul.fp32_precision
+    try:
+        backends.cuda.matmul.fp32_precision = "none"
+        backends.fp32_precision = "tf32"
+        scores.compute_scores(pair.pair_files(sdxl_like(2, 1, 1), sdxl_like(2, 2, 1)))
+        assert backends.cuda.matmul.fp32_precision == "tf32"
+        backends.fp32_precision = "ieee"
+        assert backends.cuda.matmul.fp32_precision == "ieee"
+    finally:
+        backends.fp32_precision, backends.cuda.matmul.fp32_precision = before, matmul
+
+
 @dataclasses.dataclass(frozen=True)
 class Large:
     """A layer as a file may hold it, by its size: see ``SHAPES``."""

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -20,8 +21,9 @@ from lib_klora.methods import BITS, METHODS
 from lib_klora.pair import pair_files
 from lib_klora.plan import make_plan
 from lib_klora.scores import compute_scores
-from lib_klora.session import Pass, Session
+from lib_klora.session import Session
 from lib_klora.settings import Settings, from_args
+from lib_klora.steps import Pass
 from lib_klora.tensor_file import read_safetensors
 
 OFF = Settings(enabled=False)  # the accordion is off: the defaults for tags
@@ -918,6 +920,11 @@ class TestErrorsOfOurs:
             lambda _: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to …"),
             lambda _: RuntimeError("MPS backend out of memory (MPS allocated: 5 GB …)"),
             lambda _: RuntimeError("There is not enough GPU video memory available!"),
+            lambda _: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cubla…"),
+            lambda _: RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+            lambda _: RuntimeError(
+                "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"
+            ),
         ],
     )
     def test_full_memory_is_none(self, session, host, where, error):
@@ -927,6 +934,41 @@ class TestErrorsOfOurs:
         sentence = p.extra_generation_params[infotext.ERROR_KEY]
         assert sentence.startswith("Memory is full")
         assert "report" not in sentence
+
+    @pytest.mark.parametrize("where", ["select", "check"])
+    def test_what_failed_is_gone_before_memory_is_needed_to_take_back(self, session, host, where):
+        """A GPU is full because of the tensors that the failed call holds."""
+
+        class Tensor:
+            """Stands for one."""
+
+        held = []
+
+        def fail(*_):
+            tensor = Tensor()
+            held.append(weakref.ref(tensor))
+            raise RuntimeError("out of memory")
+
+        alive = []
+        abandon = host.abandon
+        host.abandon = lambda: (alive.append(held[0]() is not None), abandon())
+        setattr(host, where, fail)
+        generate(session)
+        assert alive == [False]
+
+    def test_a_surprise_after_a_model_call_is_told(self, session, host):
+        def check(_):
+            raise AttributeError("no such counter")
+
+        host.check = check
+        p = generate(session)
+        assert host.attached is None
+        assert "no such counter" in p.extra_generation_params[infotext.ERROR_KEY]
+
+    def test_without_a_checkpoint(self, session, host):
+        host.present = None
+        with pytest.raises(KLoraError, match="No checkpoint is loaded: choose one"):
+            session.preview(TAGS, OFF, 4)
 
     def test_a_device_that_broke_is_not_full(self, session, host):
         host.fails_in = "select"
