@@ -70,6 +70,31 @@ def test_a_bias_of_one_file_goes_with_it(webui, model):
     assert_every_step(webui, (model.lora("style_full"), model.lora("content")), layers=is_attention)
 
 
+@pytest.mark.models("sd15_fp8_online")
+def test_room_is_kept_for_the_larger_lora(webui, model, pair):
+    """Where the host adds LoRAs at every forward, it makes room for what the layers have before the
+    first step; the style's file here is twice as large as the content's."""
+    result, calls = recorded(webui, prompt=tags(f"{pair[0]}:0.9", pair[1]), steps=STEPS)
+    assert "K-LoRA error" not in result.infotexts[0]
+    sizes = [call["online"] for call in calls]
+    assert max(sizes) > sizes[0]
+    assert max(sizes) <= sizes[0] + calls[0]["preserved"]
+    _, calls = recorded(webui, prompt=f"a cat <lora:{pair[1]}:1>", steps=1)
+    assert calls[0]["preserved"] == 0
+
+
+@pytest.mark.models("sd15_fp8_online")
+def test_weights_that_were_tried_leave_no_copies(webui, model, pair):
+    """The host moves the tensors that it adds at every forward to the device, and keeps the copies
+    in the pair's entries."""
+    sizes = []
+    for weight in (0.8, 0.7, 0.6, 0.5):
+        assert not webui.txt2img(prompt=tags(f"{pair[0]}:{weight}", pair[1])).error
+        sizes.append(webui.get("/klora-probe/tensors"))
+    file = (webui.loras / f"{pair[1]}.safetensors").stat().st_size
+    assert max(sizes) - sizes[0] < file / 2
+
+
 def assert_every_step(webui, pair, **how):
     """The weights of each model call are those that the paper asks for; `how` as for `choice`."""
     reading = choice(webui, *pair, **how)

@@ -33,13 +33,16 @@ GET  /klora-probe/last      {"calls": [...], "errors": [...]} of the last image;
                             step, total_steps, steps, sampling_step, sigma, device, sampler, hr,
                             nested, iteration, checkpoint, cond (hash), if asked for, merging (in
                             order, since the call before) and, if recorded, weights,
-                            touched (the parameters written since the call before) and
-                            moved (those of them that are elsewhere in memory now)
+                            touched (the parameters written since the call before),
+                            moved (those of them that are elsewhere in memory now), and on Forge
+                            online (bytes of what the layers add at every forward) and preserved
+                            (bytes that it was told to keep free beside the model)
 POST /klora-probe/restore   undo the swaps now; the next image does so by itself
 POST /klora-probe/reload_ui what the button does
 POST /klora-probe/refresh_model   Forge: read the loading options again, as its page does
 GET  /klora-probe/layers    Forge: how many layers were in memory when the last checkpoint had been
                             loaded
+GET  /klora-probe/tensors   bytes of all tensors that Python knows
 GET  /klora-probe/events    how many of the page's events the server has not finished
 
 AUTOMATIC1111's SD Unet “klora-probe” is a model of an extension's own, as TensorRT's are.
@@ -287,6 +290,29 @@ def put(module, state, rows=slice(None)):
         del module.forge_online_loras
 
 
+def online_bytes():
+    """Forge: bytes of what its layers add at every forward."""
+    entries = (getattr(module, "forge_online_loras", {}) for module in layers().values())
+    return sum(tensor.nbytes for tensor in tensors_in([list(entry.values()) for entry in entries]))
+
+
+def tensors_in(value):
+    """All tensors in lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def bytes_of_tensors():
+    """Of all plain ones that Python knows, each piece of memory once."""
+    gc.collect()
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    found = (x.untyped_storage() for x in gc.get_objects() if type(x) in kinds and not x.is_meta)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in found}.values())
+
+
 # one image --------------------------------------------------------------------------------------
 
 
@@ -370,6 +396,10 @@ class Probe:
             self.calls[-1]["touched"] = written = touched(before, now)
             self.calls[-1]["moved"] = [n for n in written if before[n][2] != now[n][2]]
             self.identities = now
+            unet = getattr(getattr(shared.sd_model, "forge_objects", None), "unet", None)
+            if unet is not None:
+                self.calls[-1]["online"] = online_bytes()
+                self.calls[-1]["preserved"] = unet.extra_preserved_memory_during_sampling
         if self.merging is not None:
             self.calls[-1]["merging"] = self.merging[:]
             self.merging.clear()
@@ -570,6 +600,10 @@ def on_app_started(demo, app):
     @app.get("/klora-probe/layers")
     def layers_in_memory():
         return probe.layers_in_memory
+
+    @app.get("/klora-probe/tensors")
+    def tensors():
+        return bytes_of_tensors()
 
     @app.get("/klora-probe/events")
     def events():
