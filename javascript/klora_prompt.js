@@ -91,7 +91,7 @@
         button.dataset.role = role;
         button.textContent = role[0].toUpperCase();
         button.title = translated(
-            `K-LoRA: this is the ${role}. Again: take it out. The other letter: swap the two roles.`);
+            `K-LoRA: use as ${role}. Again to remove; the other letter swaps the roles.`);
         button.setAttribute('aria-label', `K-LoRA ${role}: ${card.dataset.name}`);
         button.setAttribute('aria-pressed', 'false');
         button.addEventListener('click', (event) => {

@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cache",
         type=_path,
         metavar="FOLDER",
-        help="keep the files' scores there, for the next time",
+        help="keep the files' scores there for the next time",
     )
     plan.set_defaults(run=_plan)
 

@@ -175,7 +175,7 @@ def _takeovers(content: np.ndarray, style: np.ndarray) -> str:
     nothing."""
     for role, other, share in ((CONTENT, STYLE, content), (STYLE, CONTENT, style)):
         if (share == 1).all():
-            return f"every step is {role}, {other} never comes to bear"
+            return f"every step is {role}, {other} is never used"
     leader, changes = None, []
     for step, (c, s) in enumerate(zip(content, style, strict=True), 1):
         ahead = leader or CONTENT if c == s else CONTENT if c > s else STYLE

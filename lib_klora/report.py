@@ -13,8 +13,8 @@ from .errors import get_log
 from .pair import Pair
 from .plan import Plan
 
-REFINER_WITHOUT = "The steps before the refiner have K-LoRA, the refiner's have not."
-_HIRES_WITHOUT = "The first pass has K-LoRA, the hires pass has not."
+REFINER_WITHOUT = "The steps before the refiner have K-LoRA, the refiner's do not."
+_HIRES_WITHOUT = "The first pass has K-LoRA, the hires pass does not."
 
 log = get_log()
 

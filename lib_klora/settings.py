@@ -70,7 +70,7 @@ FIELDS = (
     Field(
         "beta",
         "β: start",
-        "Where it starts: less is more subject.",
+        "Where it starts: lower means more subject.",
         None,
         low=0,
         high=1e10,
@@ -110,7 +110,7 @@ FIELDS = (
     Field(
         "top_k",
         "K multiplier",
-        "K, the number of largest entries that speak for a layer, is this times rank × rank.",
+        "Multiplies K = rank × rank, the number of entries that decide a layer.",
         1.0,
         low=0,
         high=1e10,
@@ -203,8 +203,8 @@ FIELDS = (
     Field(
         "seed",
         "Selection seed",
-        "Seed of Random selection: the same number gives two files the same selection again. The "
-        "picture has its own seed.",
+        "Seed of Random selection: the same number repeats the selection. The picture has its own "
+        "seed.",
         0,
         low=0,
         high=1e9,

@@ -149,7 +149,7 @@ def _what_to_do(path: str | os.PathLike, error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "allow it in the file's permissions, or choose another file."
     if isinstance(error, OSError):
-        return "look whether it is still there and its disk works, then try again."
+        return "check that it is still there and its disk works, then try again."
     if any("\udc80" <= letter <= "\udcff" for letter in os.fspath(path)):
-        return "its name, or that of a folder, is not UTF-8, rename it."
-    return "the file is damaged or not a safetensors file, download it again."
+        return "its name, or that of a folder, is not UTF-8: rename it."
+    return "the file is damaged or not a safetensors file; download it again."

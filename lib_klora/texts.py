@@ -65,8 +65,8 @@ _VARIABLE = re.compile(
 def cache_sentence(size: int, limit: int) -> str:
     """How large the cache is, both in bytes."""
     return (
-        f"The analysis cache has {size / 2**20:.1f} MiB, of {limit / 2**20:.0f} MiB at most. It "
-        f"keeps what the comparison of a LoRA file found, so that no file is analysed twice."
+        f"The analysis cache takes {size / 2**20:.1f} MiB, of {limit / 2**20:.0f} MiB at most. It "
+        f"keeps the analysis of each LoRA file, so that none is analysed twice."
     )
 
 

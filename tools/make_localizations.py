@@ -22,8 +22,8 @@ NAMES = {"K-LoRA"}
 OTHER_TEXTS = (
     page.PREVIEW, page.DEFAULTS, page.ADVANCED, NO_LORA, *page.HINT, page.ANALYSING,
     page.CLEAR_CACHE, "subject", "style", "Content LoRA: refresh",
-    "K-LoRA: this is the content. Again: take it out. The other letter: swap the two roles.",
-    "K-LoRA: this is the style. Again: take it out. The other letter: swap the two roles.",
+    "K-LoRA: use as content. Again to remove; the other letter swaps the roles.",
+    "K-LoRA: use as style. Again to remove; the other letter swaps the roles.",
 )  # fmt: skip
 SENTENCES = (
     page.cache_sentence(0, 1),
@@ -34,15 +34,15 @@ SENTENCES = (
     "content takes over at step 2 of 5",
     "content has more layers in every step; style has more layers in every step",
     "content and style take turns, 7 times in 9 steps; every layer gets both in every step",
-    "every step is content, style never comes to bear",
-    "every step is style, content never comes to bear",
+    "every step is content, style is never used",
+    "every step is style, content is never used",
     "1 layer only in the content file; 2 layers only in the content file",
     "1 layer only in the style file; 2 layers only in the style file; no layer is in both files",
     # what was done
     "Subject “x”, style “y”.",
     "The prompt's <klora:…> tags are used, not the LoRAs named beside them.",
-    "The first pass has K-LoRA, the hires pass has not.",
-    "The steps before the refiner have K-LoRA, the refiner's have not.",
+    "The first pass has K-LoRA, the hires pass does not.",
+    "The steps before the refiner have K-LoRA, the refiner's do not.",
     "1 layer of “x” (such as y) does not fit this model and is left out.",
     page.NOT_EVERY,
     "2 layers of “x” (such as y) do not fit this model and are left out.",
@@ -109,7 +109,7 @@ TRANSLATIONS = {
         "主題から画風へ移る速さ。",
     ),
     "β: start": ("β：起点", "β：始点"),
-    "Where it starts: less is more subject.": (
+    "Where it starts: lower means more subject.": (
         "起始位置：越小越偏向主体。",
         "始まりの位置：小さいほど主題寄り。",
     ),
@@ -149,7 +149,7 @@ TRANSLATIONS = {
         "authors：著者のプログラムと同じ、層ごとの比の平均。",
     ),
     "K multiplier": ("K 倍数", "K の倍率"),
-    "K, the number of largest entries that speak for a layer, is this times rank × rank.": (
+    "Multiplies K = rank × rank, the number of entries that decide a layer.": (
         "K（代表一层的最大元素个数）为该值乘以 秩 × 秩。",
         "K（層を代表する最大要素の数）は、この値 × ランク × ランク。",
     ),
@@ -203,8 +203,8 @@ TRANSLATIONS = {
     "Hires β: start": ("高清修复 β：起点", "高解像度 β：始点"),
     "As β, for the hires pass.": ("同 β，用于高清修复阶段。", "β の高解像度パス用。"),
     "Selection seed": ("选择的种子", "選択のシード"),
-    "Seed of Random selection: the same number gives two files the same selection again. The "
-    "picture has its own seed.": (
+    "Seed of Random selection: the same number repeats the selection. The picture has its own "
+    "seed.": (
         "Random selection 的种子：对同样的两个文件，相同的数字给出相同的选择。与图像的种子无关。",
         "Random selection のシード：同じ 2 つのファイルなら、同じ数で同じ選択になります。"
         "画像のシードとは別です。",
@@ -222,11 +222,11 @@ TRANSLATIONS = {
     "Analysing": ("正在分析", "解析中"),
     "subject": ("主体", "主題"),
     "style": ("风格", "画風"),
-    "K-LoRA: this is the content. Again: take it out. The other letter: swap the two roles.": (
+    "K-LoRA: use as content. Again to remove; the other letter swaps the roles.": (
         "K-LoRA：用作内容。再按一次：移除。按另一个字母：交换两者的角色。",
         "K-LoRA：内容にする。もう一度押すと外す。もう一方の文字で役割を入れ替え。",
     ),
-    "K-LoRA: this is the style. Again: take it out. The other letter: swap the two roles.": (
+    "K-LoRA: use as style. Again to remove; the other letter swaps the roles.": (
         "K-LoRA：用作风格。再按一次：移除。按另一个字母：交换两者的角色。",
         "K-LoRA：画風にする。もう一度押すと外す。もう一方の文字で役割を入れ替え。",
     ),
@@ -250,10 +250,9 @@ TRANSLATIONS = {
         "K-LoRA 写入日志的详细程度。",
         "K-LoRA がログに書く量。",
     ),
-    "The analysis cache has": ("分析缓存大小为", "解析キャッシュは"),
+    "The analysis cache takes": ("分析缓存大小为", "解析キャッシュは"),
     "MiB, of": ("MiB，上限", "MiB、上限"),
-    "MiB at most. It keeps what the comparison of a LoRA file found, so that no file is analysed "
-    "twice.": (
+    "MiB at most. It keeps the analysis of each LoRA file, so that none is analysed twice.": (
         "MiB。它保存 LoRA 文件的比较结果，使同一文件不必重复分析。",
         "MiB です。LoRA ファイルの比較結果を保存し、同じファイルの再解析を省きます。",
     ),
@@ -290,11 +289,11 @@ TRANSLATIONS = {
         "每层每步都同时使用两者",
         "どの層もすべてのステップで両方を使用",
     ),
-    "every step is content, style never comes to bear": (
+    "every step is content, style is never used": (
         "每一步都是内容，风格从未起作用",
         "すべてのステップが内容で、画風は使われません",
     ),
-    "every step is style, content never comes to bear": (
+    "every step is style, content is never used": (
         "每一步都是风格，内容从未起作用",
         "すべてのステップが画風で、内容は使われません",
     ),
@@ -309,11 +308,11 @@ TRANSLATIONS = {
         "使用提示词中的 <klora:…> 标签，而非另外选择的 LoRA。",
         "別に選んだ LoRA ではなく、プロンプトの <klora:…> タグを使います。",
     ),
-    "The first pass has K-LoRA, the hires pass has not.": (
+    "The first pass has K-LoRA, the hires pass does not.": (
         "第一遍使用了 K-LoRA，高分辨率修复这一遍没有使用。",
         "最初のパスには K-LoRA が使われ、高解像度補助のパスには使われていません。",
     ),
-    "The steps before the refiner have K-LoRA, the refiner's have not.": (
+    "The steps before the refiner have K-LoRA, the refiner's do not.": (
         "Refiner 之前的各步使用了 K-LoRA，Refiner 的各步没有使用。",
         "Refiner より前のステップには K-LoRA が使われ、Refiner のステップには使われていません。",
     ),

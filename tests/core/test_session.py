@@ -540,15 +540,15 @@ class TestErrorInTheHiresPass:
         session.activate(p, [["cat"]], OFF)
         assert p.extra_generation_params[infotext.KEY] == before
         error = p.extra_generation_params[infotext.ERROR_KEY]
-        assert error.endswith("The first pass has K-LoRA, the hires pass has not.")
-        assert any("hires pass has not" in comment for comment in p.comments)
+        assert error.endswith("The first pass has K-LoRA, the hires pass does not.")
+        assert any("hires pass does not" in comment for comment in p.comments)
 
     def test_also_if_it_fails_between_two_steps(self, session, host, p):
         session.activate(p, TAGS, OFF)
         host.fails_in = "select"
         session.before_model_call(call(0))
         assert infotext.KEY in p.extra_generation_params
-        assert "hires pass has not" in p.extra_generation_params[infotext.ERROR_KEY]
+        assert "hires pass does not" in p.extra_generation_params[infotext.ERROR_KEY]
 
     def test_without_a_first_pass_it_is_as_in_one(self, session):
         p = Processing(enable_hr=True, is_hr_pass=True)
@@ -574,8 +574,8 @@ class TestErrorAtTheRefiner:
         assert p.extra_generation_params[infotext.KEY] == before
         error = p.extra_generation_params[infotext.ERROR_KEY]
         assert "does not fit this model" in error
-        assert error.endswith("before the refiner have K-LoRA, the refiner's have not.")
-        assert any("the refiner's have not" in comment for comment in p.comments)
+        assert error.endswith("before the refiner have K-LoRA, the refiner's do not.")
+        assert any("the refiner's do not" in comment for comment in p.comments)
         assert host.attached is None
 
     def test_the_next_image_of_the_batch_count_begins_anew(self, session, p):

@@ -237,7 +237,7 @@ class TestRefusals:
             raise SafetensorError("Path is not valid UTF-8")
 
         monkeypatch.setattr(tensor_file, "safe_open", refuse)
-        assert "is not UTF-8, rename it" in self.sentence(odd)
+        assert "is not UTF-8: rename it" in self.sentence(odd)
         assert "damaged" not in self.sentence(odd)
 
 

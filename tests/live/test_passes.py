@@ -238,7 +238,7 @@ def test_a_refiner_that_the_loras_do_not_fit_leaves_the_steps_before_it_theirs(
     (infotext,) = result.infotexts
     assert "K-LoRA: files=" in infotext
     assert "does not fit this model" in infotext
-    assert "before the refiner have K-LoRA, the refiner's have not." in infotext
+    assert "before the refiner have K-LoRA, the refiner's do not." in infotext
     assert_base_is_back(webui, expected)
 
 

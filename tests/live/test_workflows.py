@@ -228,7 +228,7 @@ def test_an_error_in_the_hires_pass_leaves_the_first_passs_parameter(webui):
     result = webui.txt2img(prompt=tags(*PAIR), hr_prompt=f"a dog <klora:{PAIR[0]}>", **HIRES)
     text = result.infotexts[0]
     assert "exactly two <klora:" in text
-    assert "The first pass has K-LoRA, the hires pass has not." in text
+    assert "The first pass has K-LoRA, the hires pass does not." in text
     assert first.partition("K-LoRA: ")[2].split(",")[0] in text
 
 
