@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .lora_file import NO_FACTORS, FusedLayer, Layer
+from .lora_file import NOT_IN_DELTA, FusedLayer, Layer
 
 BLOCK_CPU = 2**18
 """Entries in one block: 1 MiB, which stays in the processor's cache from the matmul to the last
@@ -78,10 +78,12 @@ def _matrices(layer: Layer | FusedLayer, device: torch.device | str) -> Iterator
         return
     # A tensor keeps its dtype and becomes fp32 part by part.
     parts = {
-        name: tensor.to(device) for name, tensor in layer.tensors.items() if name not in NO_FACTORS
+        name: tensor.to(device)
+        for name, tensor in layer.tensors.items()
+        if name not in NOT_IN_DELTA
     }
     if layer.kind == "full":
-        yield _Given(parts["diff"], layer.scale)
+        yield _Stored(parts["diff"], layer.scale)
     elif layer.kind == "LoHa":
         one, other = (
             _factor(parts, f"hada_w{i}", f"hada_t{i}", 1.0 if i == 2 else layer.scale)
@@ -105,10 +107,10 @@ def _matrices(layer: Layer | FusedLayer, device: torch.device | str) -> Iterator
 
 def _factor(
     parts: Mapping[str, torch.Tensor], name: str, core: str, scale: float
-) -> _Given | _Factors:
+) -> _Stored | _Factors:
     """One factor of a LoHa or LoKr: given, decomposed, or decomposed with a core."""
     if name in parts:
-        return _Given(parts[name], scale)
+        return _Stored(parts[name], scale)
     a, b = parts[f"{name}_a"], parts[f"{name}_b"]
     return _Factors(a.T if core in parts else a, b, scale, parts.get(core))
 
@@ -158,7 +160,7 @@ class _Factors:
 
 
 @dataclass
-class _Given:
+class _Stored:
     """A matrix that the file holds as such, seen as one column."""
 
     values: torch.Tensor
@@ -169,7 +171,7 @@ class _Given:
         self.shape = tuple(self.values.shape)
         self.entries, self.row_size = self.shape
 
-    def matrices(self) -> Iterator[_Given]:
+    def matrices(self) -> Iterator[_Stored]:
         yield self
 
     def part(self, rows: Index, columns: Index, buffer: torch.Tensor | None = None) -> torch.Tensor:
@@ -222,7 +224,7 @@ class _Hadamard:
         return one.mul_(self.other.part(rows, columns, self.spare))
 
 
-_Matrix = _Given | _Product | _Hadamard
+_Matrix = _Stored | _Product | _Hadamard
 
 
 def _at(values: torch.Tensor, index: Index | tuple[Index, Index]) -> torch.Tensor:

@@ -24,7 +24,7 @@ from .score_cache import ScoreCache, file_sha256
 from .scores import Scores, compute_scores
 from .settings import Settings
 from .tag import CONTENT, ROLES, STYLE, Tag, TagPair
-from .tensor_file import or_refusal
+from .tensor_file import read_or_raise
 
 log = get_log()
 
@@ -95,7 +95,7 @@ class PairLoader:
         if model is None:
             raise KLoraError("No checkpoint is loaded: choose one, then try again.")
         self._model = weakref.ref(model)
-        self._keep(pairs_kept, {entry.version for entry in on_disk.values()})
+        self._evict_others(pairs_kept, {entry.version for entry in on_disk.values()})
         versions = tuple(on_disk[role].version for role in ROLES)
         pair_key = (*versions, settings.layers, settings.top_k, settings.unpaired)
         known = self._pairs.get(pair_key)
@@ -149,7 +149,7 @@ class PairLoader:
             )
         return entry
 
-    def _keep(self, pairs: int, wanted: set) -> None:
+    def _evict_others(self, pairs: int, wanted: set) -> None:
         """Lets go of all files but those of the latest ``pairs``, ``wanted`` among them."""
         self._in_use = [*(files for files in self._in_use if files != wanted), wanted][-pairs:]
         kept = set().union(*self._in_use)
@@ -168,7 +168,7 @@ class PairLoader:
         """What ``LoadedPair`` has of two files beside the host's forms of them."""
         fitting, notes = {}, []
         for role in ROLES:
-            fitting[role], told = self._fitting(files[role], loras[role], settings.layers)
+            fitting[role], told = self._layers_that_fit(files[role], loras[role], settings.layers)
             notes += told
         pair = pair_files(
             fitting[CONTENT],
@@ -193,10 +193,12 @@ class PairLoader:
     def _sha256(self, on_disk: OnDisk) -> str:
         """Of the whole file: the hosts' own hash leaves out its header, which names the layers."""
         if on_disk.version not in self._hashes:
-            self._hashes[on_disk.version] = or_refusal(on_disk.path, file_sha256, on_disk.path)
+            self._hashes[on_disk.version] = read_or_raise(on_disk.path, file_sha256, on_disk.path)
         return self._hashes[on_disk.version]
 
-    def _fitting(self, file: LoraFile, lora: HostLora, layers: str) -> tuple[LoraFile, list[str]]:
+    def _layers_that_fit(
+        self, file: LoraFile, lora: HostLora, layers: str
+    ) -> tuple[LoraFile, list[str]]:
         """The file without those layers in scope that the host cannot apply to the present model,
         and what to tell."""
         notes = []

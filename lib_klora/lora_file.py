@@ -99,7 +99,7 @@ class Layer:
         factors = {
             name: tensor.to(device=device, dtype=torch.float32)
             for name, tensor in self.tensors.items()
-            if name not in NO_FACTORS
+            if name not in NOT_IN_DELTA
         }
         return _DELTAS[self.kind](factors).reshape(self.shape[0], -1) * self.scale
 
@@ -170,7 +170,7 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
     text_encoder = 0
     unread = list({_prefix_of_unknown(key) for key in unknown} - groups.keys())
     for prefix, keys in groups.items():
-        if keys.keys() <= NO_FACTORS:
+        if keys.keys() <= NOT_IN_DELTA:
             unread.append(prefix)
             continue
         parts = _Parts(tensors, keys)
@@ -196,7 +196,7 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
     return LoraFile(name, layers, text_encoder, tuple(unread))
 
 
-NO_FACTORS = {"alpha", "dora_scale", "bias"}
+NOT_IN_DELTA = {"alpha", "dora_scale", "bias"}
 """Tensors that are no part of ΔW."""
 _RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
 """Tensors with as many rows as the layer's rank. A LoKr may decompose both factors: like both

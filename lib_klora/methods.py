@@ -25,7 +25,7 @@ RANDOM_CONTENT = 1 / 3
 
 
 @dataclass(frozen=True)
-class Given:
+class RuleInput:
     """What a rule may go by.
 
     Attributes:
@@ -46,53 +46,53 @@ class Given:
         return len(self.scale), self.layers
 
 
-# A rule: Given → uint8 of shape [steps + 1, layers], in BITS.
+# A rule: RuleInput → uint8 of shape [steps + 1, layers], in BITS.
 
 
-def top_k_selection(given: Given) -> np.ndarray:
+def top_k_selection(given: RuleInput) -> np.ndarray:
     """Each layer gets the LoRA whose K largest entries weigh more (Eq. 6, 8, 10)."""
     s_content, s_style = given.scores.s_content, given.scores.s_style
-    return _one(klora.chooses_content(s_content, s_style, given.gamma, given.scale))
+    return _either(klora.chooses_content(s_content, s_style, given.gamma, given.scale))
 
 
-def direct_merge(given: Given) -> np.ndarray:
+def direct_merge(given: RuleInput) -> np.ndarray:
     """Direct arithmetic merge: every layer gets both, at the weights of the tags."""
     return np.full(given.shape, BOTH, np.uint8)
 
 
-def lora_switch(given: Given) -> np.ndarray:
+def lora_switch(given: RuleInput) -> np.ndarray:
     """LoRA Switch of Multi-LoRA Composition (arXiv 2402.16843), with one step a turn: all layers
     get content at the first, third, … step and style at the others."""
     steps = np.arange(len(given.scale))
-    return _every_layer(steps % 2 == 0, given)
+    return _same_in_every_layer(steps % 2 == 0, given)
 
 
-def fixed_selection(given: Given) -> np.ndarray:
+def fixed_selection(given: RuleInput) -> np.ndarray:
     """Fixed selection: all layers get content while S(t) < 1, style from then on.
 
     The paper's sentence (section 4.3) gives content where the factor is *greater* than one. With S,
     which rises towards style, that would be style first and subject last, against its own finding
     (ii) that the subject is made in the early steps; so the sentence is taken for a slip.
     """
-    return _every_layer(given.scale < 1, given)
+    return _same_in_every_layer(given.scale < 1, given)
 
 
-def random_selection(given: Given) -> np.ndarray:
+def random_selection(given: RuleInput) -> np.ndarray:
     """Random selection: each layer gets content with probability 1/3 at each step, else style.
 
     Numbers are drawn from numpy's ``default_rng(seed)`` step by step, within a step in the order of
     the layers' common names. So a longer pass begins like a shorter one, and every pass and picture
     gets the same choice.
     """
-    return _one(np.random.default_rng(given.seed).random(given.shape) < RANDOM_CONTENT)
+    return _either(np.random.default_rng(given.seed).random(given.shape) < RANDOM_CONTENT)
 
 
-def _one(content: np.ndarray) -> np.ndarray:
+def _either(content: np.ndarray) -> np.ndarray:
     return np.where(content, np.uint8(BITS[CONTENT]), np.uint8(BITS[STYLE]))
 
 
-def _every_layer(content: np.ndarray, given: Given) -> np.ndarray:
-    return _one(np.broadcast_to(content[:, None], given.shape))
+def _same_in_every_layer(content: np.ndarray, given: RuleInput) -> np.ndarray:
+    return _either(np.broadcast_to(content[:, None], given.shape))
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Method:
         uses_scale: else S(t) = 1, and α and β mean nothing.
     """
 
-    rule: Callable[[Given], np.ndarray]
+    rule: Callable[[RuleInput], np.ndarray]
     help: str
     needs_scores: bool = False
     uses_gamma: bool = False

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from . import klora
-from .methods import BITS, METHODS, Given
+from .methods import BITS, METHODS, RuleInput
 from .pair import Pair
 from .scores import Scores
 from .settings import Settings
@@ -86,6 +86,6 @@ def make_plan(
     gamma = None
     if method.needs_scores:
         gamma = scores.gamma(settings.gamma) if method.uses_gamma else 1.0
-    given = Given(scale, len(pair.paired), settings.seed, scores, gamma)
+    given = RuleInput(scale, len(pair.paired), settings.seed, scores, gamma)
     names = tuple(layer.name for layer in pair.paired)
     return Plan(names, method.rule(given), t, gamma, settings.method)

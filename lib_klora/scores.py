@@ -42,9 +42,9 @@ _MOST_KEPT = 2**18
 multiplier far above the paper's 1, is counted instead."""
 _SLACK = 2**16
 """Entries that may be kept beyond 2·K before the smallest go."""
-_PIECE = 2**15
+_CHUNK = 2**15
 """Entries that are counted at a time."""
-_MOST_SUMS = 1024
+_MOST_KS = 1024
 """Most K of one layer in a table; beyond that it starts again."""
 
 
@@ -180,7 +180,7 @@ def _has(table: dict[str, LayerTable], layer: Layer | FusedLayer, k: int) -> boo
 
 def _worth_keeping(known: LayerTable | None, layer: Layer | FusedLayer, k: int) -> np.ndarray:
     """``k``, those of every partner, and those that the table has already; ascending."""
-    kept = known.k if known and len(known.k) < _MOST_SUMS else []
+    kept = known.k if known and len(known.k) < _MOST_KS else []
     return np.unique(np.concatenate([[k], partner_ks(layer), kept]).astype(np.int64))
 
 
@@ -266,14 +266,14 @@ def _sum_by_counting(layer: Layer | FusedLayer, k: int, device: torch.device | s
     within that bin.
     """
     counts, sums = np.zeros(2**15, np.int64), np.zeros(2**15)
-    for values in _pieces(layer, device):
+    for values in _chunks(layer, device):
         upper = values.view(np.int32) >> 16
         counts += np.bincount(upper, minlength=2**15)
         sums += np.bincount(upper, values, minlength=2**15)
     above = np.cumsum(counts[::-1])[::-1] - counts  # entries in higher bins
     edge = int(np.flatnonzero(above < k)[0])
     lower = np.zeros(2**16, np.int64)
-    for values in _pieces(layer, device):
+    for values in _chunks(layer, device):
         bits = values.view(np.int32)
         lower += np.bincount(bits[bits >> 16 == edge] & 0xFFFF, minlength=2**16)
     values = ((edge << 16) + np.arange(2**16, dtype=np.int32)).view(np.float32).astype(np.float64)
@@ -282,12 +282,12 @@ def _sum_by_counting(layer: Layer | FusedLayer, k: int, device: torch.device | s
     return float(sums[edge + 1 :].sum() + (taken * values).sum())
 
 
-def _pieces(layer: Layer | FusedLayer, device: torch.device | str) -> Iterator[np.ndarray]:
+def _chunks(layer: Layer | FusedLayer, device: torch.device | str) -> Iterator[np.ndarray]:
     """|ΔW| in pieces so small that the copies ``bincount`` makes do not matter."""
     for block in blocks(layer, device):
         values = block.cpu().numpy().reshape(-1)
-        for start in range(0, len(values), _PIECE):
-            yield values[start : start + _PIECE]
+        for start in range(0, len(values), _CHUNK):
+            yield values[start : start + _CHUNK]
 
 
 @contextmanager

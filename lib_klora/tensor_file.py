@@ -44,17 +44,17 @@ class TensorFile(Mapping[str, torch.Tensor]):
     ) -> None:
         self._path, self._open_file, self._at_once = path, open_file, at_once
         self._get: Callable[[str], torch.Tensor] | None = None
-        self._left = 0.0
+        self._bytes_left = 0.0
         self._version: tuple[int, int] | None = None
         self._keys: Mapping[str, None] = {}
-        self._opened()
+        self._reopen()
 
     def __getitem__(self, key: str) -> torch.Tensor:
         if key not in self._keys:
             raise KeyError(key)
-        get = self._get if self._left > 0 else None
-        tensor = (get or self._opened())(key)
-        self._left -= tensor.nbytes
+        get = self._get if self._bytes_left > 0 else None
+        tensor = (get or self._reopen())(key)
+        self._bytes_left -= tensor.nbytes
         return tensor
 
     def __contains__(self, key: object) -> bool:
@@ -83,20 +83,20 @@ class TensorFile(Mapping[str, torch.Tensor]):
 
     def _sizes(self) -> dict[str, int]:
         """Bytes of each tensor, from one opening; nothing is read."""
-        get = self._opened()
+        get = self._reopen()
         return {key: get(key).nbytes for key in self._keys}
 
     def release(self) -> None:
         """Closes the file, until the next tensor is asked for."""
-        self._get, self._left = None, 0.0
+        self._get, self._bytes_left = None, 0.0
 
-    def _opened(self) -> Callable[[str], torch.Tensor]:
+    def _reopen(self) -> Callable[[str], torch.Tensor]:
         last = TensorFile._last()
         if last is not None:
             last.release()
         TensorFile._last = weakref.ref(self)
         keys, get = self._open_file()
-        status = or_refusal(self._path, os.stat, self._path)
+        status = read_or_raise(self._path, os.stat, self._path)
         version = status.st_mtime_ns, status.st_size
         if self._version is None:
             self._version, self._keys = version, dict.fromkeys(keys)
@@ -104,7 +104,7 @@ class TensorFile(Mapping[str, torch.Tensor]):
             raise KLoraError(
                 f"“{os.path.basename(self._path)}” was replaced while it was being read: try again."
             )
-        self._get, self._left = get, self._at_once
+        self._get, self._bytes_left = get, self._at_once
         return get
 
 
@@ -122,8 +122,8 @@ def read_safetensors(path: str | os.PathLike) -> TensorFile:
     """
 
     def open_file() -> Opening:
-        file = or_refusal(path, _open, os.fspath(path))
-        return file.keys(), lambda key: or_refusal(path, file.get_tensor, key)
+        file = read_or_raise(path, _open, os.fspath(path))
+        return file.keys(), lambda key: read_or_raise(path, file.get_tensor, key)
 
     return TensorFile(path, open_file, AT_ONCE)
 
@@ -133,7 +133,7 @@ def _open(path: str) -> safe_open:
         return safe_open(path, "pt")
 
 
-def or_refusal(path: str | os.PathLike, read: Callable, *args: str):
+def read_or_raise(path: str | os.PathLike, read: Callable, *args: str):
     """What ``read`` returns. Raises KLoraError if the file at ``path`` cannot be read."""
     try:
         return read(*args)

@@ -41,7 +41,7 @@ OPTIONS = (
     ),
 )
 LOG_LEVEL = Option("klora_log_level", "INFO", "Log level", "How much K-LoRA writes to the log.")
-OFFERED = tuple(field for field in FIELDS if not field.per_pair and not field.of_hires)
+TAG_DEFAULTS = tuple(field for field in FIELDS if not field.per_pair and not field.of_hires)
 """The fields whose default for tags the Settings page offers."""
 
 PREVIEW, DEFAULTS, ADVANCED = "Preview selection", "Paper defaults", "Advanced"

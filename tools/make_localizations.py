@@ -498,7 +498,7 @@ def on_settings_page() -> dict[str, tuple[str, str]]:
     """The same texts once more, with what the Settings page puts around them: {text with it: (text
     that is translated, how it is written with it)}."""
     found = {}
-    for help_text in (*(f.help for f in page.OFFERED), *(o.help for o in page.OPTIONS)):
+    for help_text in (*(f.help for f in page.TAG_DEFAULTS), *(o.help for o in page.OPTIONS)):
         found[f"({help_text})"] = help_text, "({})"
     found[f"({page.LOG_LEVEL.help})"] = page.LOG_LEVEL.help, "({})"
     beta = next(field.label for field in FIELDS if field.name == "beta")

@@ -59,8 +59,8 @@ class _Fusion:
     The host compares its name, so it has a new one whenever it is filled."""
     choice: np.ndarray | None = None
     """What the carriers hold."""
-    lacking: int = 0
-    """``_lacking`` before this model call: the text encoders'."""
+    failed_before: int = 0
+    """``_failed_layers`` before this model call: those of the text encoders."""
 
     @property
     def is_one(self) -> bool:
@@ -82,7 +82,7 @@ class A1111(CommonHost):
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown: tuple[network.Network, ...] = ()
+        self._registered: tuple[network.Network, ...] = ()
         """The files whose embeddings are known now. The host's list does not tell: extensions such
         as LoRA Block Weight empty it after every generation."""
 
@@ -127,7 +127,7 @@ class A1111(CommonHost):
         shapes = {}
         for key, module in net.modules.items():
             if key.startswith(_UNET):
-                module.__class__ = _counting(type(module))
+                module.__class__ = _counting_class(type(module))
                 name = common_name(key)
                 parts.unet.setdefault(name, {})[key] = module
                 weight = getattr(module.sd_module, "weight", None)
@@ -136,7 +136,7 @@ class A1111(CommonHost):
             else:
                 parts.text_encoder[key] = module
         net.modules = {}
-        net.klora_refused = 0
+        net.klora_uncomputable = 0
         return HostLora(on_disk, shapes, parts)
 
     def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> _Fusion:
@@ -167,9 +167,9 @@ class A1111(CommonHost):
         else:  # what the last generation ended with, and a script may call the model before us
             self._flip(fusion, choice)
         self._put_into_list(fusion)
-        self._shown = tuple(fusion.nets[role] for role in fusion.order)
-        for net in self._shown:
-            _show_embeddings(net)
+        self._registered = tuple(fusion.nets[role] for role in fusion.order)
+        for net in self._registered:
+            _register_embeddings(net)
 
     def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
         if sd_unet.current_unet is not None:  # such as TensorRT's
@@ -179,7 +179,7 @@ class A1111(CommonHost):
                 f"without K-LoRA. To use it, choose None in Settings → Stable Diffusion → SD Unet."
             )
         carriers = fusion.carriers
-        fusion.lacking = _lacking(fusion)
+        fusion.failed_before = _failed_layers(fusion)
         self._flip(fusion, choice)
         if fusion.carriers is not carriers:
             self._remove_from_list()
@@ -187,14 +187,14 @@ class A1111(CommonHost):
 
     def detach(self) -> None:
         self._remove_from_list()
-        for net in self._shown:
-            _hide_embeddings(net)
-        self._shown = ()
+        for net in self._registered:
+            _unregister_embeddings(net)
+        self._registered = ()
 
     abandon = detach  # the host looks at its list in every forward
 
     def check(self, fusion: _Fusion) -> None:
-        if _lacking(fusion) > fusion.lacking:
+        if _failed_layers(fusion) > fusion.failed_before:
             raise KLoraError(
                 "The WebUI could not apply K-LoRA to every layer, most often because memory is "
                 "full, so the picture is made without it: choose a smaller size, or generate again."
@@ -261,17 +261,19 @@ def _carrier(*nets: network.Network) -> network.Network:
     return carrier
 
 
-def _lacking(fusion: _Fusion) -> int:
+def _failed_layers(fusion: _Fusion) -> int:
     """UNet layers that the host could not apply the fusion to although their modules can be
     computed. It goes on without such a layer, and only counts it."""
     counted = networks.extra_network_lora.errors
     carriers = {carrier.name for carrier in fusion.carriers.values()}
     nets = set(fusion.nets.values())
-    return sum(counted.get(name, 0) for name in carriers) - sum(net.klora_refused for net in nets)
+    return sum(counted.get(name, 0) for name in carriers) - sum(
+        net.klora_uncomputable for net in nets
+    )
 
 
 @functools.cache
-def _counting(kind: type) -> type:
+def _counting_class(kind: type) -> type:
     """The host's module class, extended to count in its network how often one was refused: what
     torch cannot compute at all (LoHa in fp16 on a CPU) fails for ``<lora:>`` too, in any picture.
     """
@@ -282,7 +284,7 @@ def _counting(kind: type) -> type:
                 return super().calc_updown(orig_weight)
             except RuntimeError as error:
                 if not is_full_memory(error):
-                    self.network.klora_refused += 1
+                    self.network.klora_uncomputable += 1
                 raise
 
     Counting.__name__ = kind.__name__
@@ -313,7 +315,7 @@ def _has_backups(layer: Any) -> bool:
     return bias is None or getattr(layer, "network_bias_backup", None) is not None
 
 
-def _show_embeddings(net: network.Network) -> None:
+def _register_embeddings(net: network.Network) -> None:
     """Makes the textual inversions bundled in the file known, as ``load_networks`` does."""
     known = sd_hijack.model_hijack.embedding_db
     for name, embedding in net.bundle_embeddings.items():
@@ -324,7 +326,7 @@ def _show_embeddings(net: network.Network) -> None:
             known.register_embedding(embedding, shared.sd_model)
 
 
-def _hide_embeddings(net: network.Network) -> None:
+def _unregister_embeddings(net: network.Network) -> None:
     known = sd_hijack.model_hijack.embedding_db
     for name, embedding in net.bundle_embeddings.items():
         if embedding.loaded:

@@ -13,7 +13,7 @@ from modules import shared
 from modules.paths import data_path
 
 from ..errors import KLoraError
-from ..tensor_file import or_refusal
+from ..tensor_file import read_or_raise
 from .protocol import OnDisk
 
 _PATIENCE = 10.0
@@ -48,7 +48,7 @@ class CommonHost:
             self._versions[entry.filename] = version
             networks.list_available_networks()  # the host keeps the hash of the file that was there
             entry = look_up() or entry
-        or_refusal(entry.filename, entry.read_hash)
+        read_or_raise(entry.filename, entry.read_hash)
         return OnDisk(name, entry.filename, entry.shorthash or "", version, entry)
 
     def find_by_hash(self, short_hash: str) -> str | None:

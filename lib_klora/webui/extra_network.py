@@ -13,7 +13,7 @@ from ..hosts import Host
 from ..session import Session, prompts_have_tags
 from ..settings import Settings, from_args
 from .options import tag_defaults, tags_work_alone
-from .reading import Runs
+from .report_html import Runs
 from .script import KLoraScript
 from .xyz import has_axes, with_axes
 

@@ -11,14 +11,14 @@ from ..settings import Field, Settings, default_beta
 from ..texts import (
     CLEAR_CACHE,
     LOG_LEVEL,
-    OFFERED,
     OPTIONS,
+    TAG_DEFAULTS,
     cache_sentence,
     not_cleared_sentence,
     to_html,
 )
 from .controls import UNLISTED, choice
-from .reading import notes_html
+from .report_html import notes_html
 
 _SECTION = ("klora", "K-LoRA")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -36,7 +36,7 @@ def add_options(cache: ScoreCache) -> None:
     )
     shared.opts.add_option(key, info.info(meaning))
     shared.opts.add_option("klora_cache", _CacheOption(cache))
-    for field in OFFERED:
+    for field in TAG_DEFAULTS:
         if field.name == "beta":
             _add("klora_beta", default_beta("S"), f"{field.label} (S)", field)
             _add("klora_beta_s_star", default_beta("S*"), f"{field.label} (S*)", field)
@@ -59,7 +59,8 @@ def tags_work_alone() -> bool:
 def tag_defaults() -> Settings:
     """The settings for tags without the accordion. Raises KLoraError if one is out of range."""
     values = {
-        field.name: getattr(shared.opts, f"klora_{field.name}", field.default) for field in OFFERED
+        field.name: getattr(shared.opts, f"klora_{field.name}", field.default)
+        for field in TAG_DEFAULTS
     }
     if values["scale"] == "S*":
         values["beta"] = getattr(shared.opts, "klora_beta_s_star", None)

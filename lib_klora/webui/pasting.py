@@ -41,7 +41,7 @@ def pasted(field: Field) -> Callable[[dict], Any]:
     return value
 
 
-def complete(network: Any, params: dict) -> None:
+def resolve_pasted(network: Any, params: dict) -> None:
     """Puts the present names of files that were renamed into the parameters, and the sentences for
     the page: about these, and about what this version cannot read.
 

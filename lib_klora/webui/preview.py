@@ -14,7 +14,7 @@ from ..errors import KLoraError, get_log
 from ..settings import BY_NAME, from_fields
 from ..texts import ANALYSING
 from .prompt import tags_of
-from .reading import error_html, to_html
+from .report_html import error_html, to_html
 
 
 def components_read(tab: str) -> tuple[str, ...]:

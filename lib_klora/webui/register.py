@@ -12,7 +12,7 @@ from ..steps import Pass
 from .api import add_api
 from .extra_network import KLoraNetwork, UnavailableNetwork, start_of
 from .options import add_options
-from .pasting import complete
+from .pasting import resolve_pasted
 from .xyz import add_axes
 
 
@@ -43,7 +43,7 @@ def register() -> None:
     script_callbacks.on_cfg_after_cfg(lambda _: network.session.after_model_call())
     script_callbacks.on_model_loaded(model_loaded)
     script_callbacks.on_app_started(lambda _, app: add_api(network, app))
-    script_callbacks.on_infotext_pasted(lambda _, params: complete(network, params))
+    script_callbacks.on_infotext_pasted(lambda _, params: resolve_pasted(network, params))
     script_callbacks.on_script_unloaded(network.unload)
 
 

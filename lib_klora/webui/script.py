@@ -12,7 +12,7 @@ from ..settings import BY_NAME, FIELDS, Field, default_beta
 from ..texts import ADVANCED, DEFAULTS, PREVIEW
 from . import pasting, preview
 from .controls import LORAS, UNLISTED, control, lora_choices, shown
-from .reading import HINT, error_html, keep_maps, notes_html
+from .report_html import HINT, error_html, keep_maps, notes_html
 
 _PAIR = (*LORAS, "content_weight", "style_weight")
 _SCHEDULE = ("scale", "alpha", "beta")
@@ -48,7 +48,7 @@ class KLoraScript(scripts.Script):
                 preview_button = gr.Button(PREVIEW, elem_id=self.elem_id("preview"))
                 defaults_button = gr.Button(DEFAULTS, elem_id=self.elem_id("defaults"))
             report = gr.HTML(
-                _first_words(), elem_id=self.elem_id("report"), elem_classes=["klora-report"]
+                _initial_html(), elem_id=self.elem_id("report"), elem_classes=["klora-report"]
             )
             with gr.Accordion(ADVANCED, open=False, elem_id=self.elem_id("advanced")):
                 for field in FIELDS:
@@ -154,7 +154,7 @@ def _extra_network():
     return network if hasattr(network, "session") else None
 
 
-def _first_words() -> str:
+def _initial_html() -> str:
     """What the page says before anything was generated: where K-LoRA cannot work, why."""
     sentence = getattr(extra_networks.extra_network_registry.get("klora"), "sentence", "")
     return error_html(sentence) if sentence else HINT

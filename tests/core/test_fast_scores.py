@@ -158,7 +158,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(blocks, "FACTOR", 32)
     monkeypatch.setattr(blocks, "SAMPLE", 32)
     monkeypatch.setattr(scores, "_SLACK", 8)
-    monkeypatch.setattr(scores, "_PIECE", 20)
+    monkeypatch.setattr(scores, "_CHUNK", 20)
     monkeypatch.setattr(scores, "_MOST_KEPT", 50)
 
 

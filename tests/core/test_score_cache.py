@@ -113,7 +113,7 @@ def test_a_sum_over_all_entries_is_no_smaller_than_one_over_fewer(cache, monkeyp
 
 
 def test_many_multipliers_do_not_make_a_table_grow_for_ever(cache, monkeypatch):
-    monkeypatch.setattr(scores, "_MOST_SUMS", 140)
+    monkeypatch.setattr(scores, "_MOST_KS", 140)
     for k in np.linspace(0.1, 8, 60):
         assert_same(cached(pair_of(top_k=k), cache), scores.compute_scores(pair_of(top_k=k)))
     assert max(len(table.k) for table in cache.load(SHA_C).values()) <= 141
