@@ -26,13 +26,13 @@ def previewer(network: Any, names: Sequence[str]) -> Callable:
     """The click handler: the values of the host's components ``names``, then those of the
     accordion → the text for the page."""
 
-    # In this order because gradio puts its progress where the argument stands.
-    def preview(progress=gr.Progress(), *values) -> str:  # noqa: B008
+    def preview(progress: Callable | None, *values) -> str:
         of_host = dict(zip([n.partition("_")[2] for n in names], values, strict=False))
         of_accordion = dict(zip(BY_NAME, values[len(names) :], strict=True))
 
         def tell(done: int, total: int) -> None:
-            progress((done, total), desc=ANALYSING, unit="layers")
+            if progress is not None:
+                progress((done, total), desc=ANALYSING, unit="layers")
 
         try:
             settings = from_fields({**of_accordion, "enabled": True})
@@ -53,7 +53,13 @@ def previewer(network: Any, names: Sequence[str]) -> Callable:
             return error_html(f"The preview failed ({type(error).__name__}: {error}).")
         return to_html(report)
 
-    return preview
+    # In this order because gradio puts its progress where the argument stands.
+    def with_progress(progress=gr.Progress(), *values) -> str:  # noqa: B008
+        return preview(progress, *values)
+
+    if shared.cmd_opts.no_gradio_queue:  # then Gradio 3 does not start with a progress bar
+        return lambda *values: preview(None, *values)
+    return with_progress
 
 
 def _steps(of_host: dict, is_img2img: bool) -> tuple[int, float]:

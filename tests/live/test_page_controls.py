@@ -1,8 +1,10 @@
 """The accordion: every control reaches the picture, the report says what was done."""
 
 import re
+from contextlib import closing
 
 import pytest
+from browser import Page
 from kloras import PAIR, tags
 
 from lib_klora.settings import BY_NAME
@@ -138,6 +140,19 @@ def test_a_preview_is_what_the_run_then_does(page, tab):
     page.wait_report("img.klora-map")
     assert page.report.inner_text() == preview
     assert page.report.locator("img").get_attribute("src") == picture
+
+
+def test_a_preview_without_gradios_queue(webui, browser):
+    """--no-gradio-queue: Gradio 3 refuses to start then if anything asks for a progress bar."""
+    arguments = ["--no-gradio-queue"]
+    with (
+        webui.beside("no-queue", arguments=arguments) as server,
+        closing(Page(browser, server)) as page,
+    ):
+        page.switch_on()
+        page.prompt.fill(tags(*PAIR))
+        page.part("preview").click()
+        assert PAIR[0] in page.wait_report("img.klora-map")
 
 
 @pytest.mark.parametrize(

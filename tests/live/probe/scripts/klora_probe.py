@@ -538,7 +538,10 @@ def on_cfg_after_cfg(params):
 
 
 def unfinished_events(queue):
-    """Events that wait or run; Gradio 3 has one line for all of them, Gradio 4 several."""
+    """Events that wait or run; Gradio 3 has one line for all of them, Gradio 4 several, and
+    --no-gradio-queue leaves Gradio 3 with none."""
+    if queue is None:
+        return 0
     lines = [getattr(queue, "event_queue", ())]
     lines += [x.queue for x in getattr(queue, "event_queue_per_concurrency_id", {}).values()]
     return sum(map(len, lines)) + sum(job is not None for job in queue.active_jobs)
@@ -607,7 +610,7 @@ def on_app_started(demo, app):
 
     @app.get("/klora-probe/events")
     def events():
-        return unfinished_events(demo._queue)
+        return unfinished_events(getattr(demo, "_queue", None))
 
 
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
