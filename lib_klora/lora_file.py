@@ -237,7 +237,14 @@ def _prefix_of_unknown(key: str) -> str:
 
 
 def _require_finite(name: str, prefix: str, parts: Mapping[str, torch.Tensor]) -> None:
-    if not all(map(_is_finite, parts.values())):
+    try:
+        finite = all(map(_is_finite, parts.values()))
+    except NotImplementedError as error:  # fp4, which torch can hold but not convert
+        raise KLoraError(
+            f"“{name}” holds numbers of a type that this PyTorch cannot compute with (first in "
+            f"{prefix}): choose another file."
+        ) from error
+    if not finite:
         raise KLoraError(
             f"“{name}” holds NaN, infinite or complex numbers (first in {prefix}): the "
             f"training went wrong or the file is damaged, choose another file."

@@ -7,6 +7,7 @@ another equals convolving with ΔW.
 
 import hashlib
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -484,7 +485,23 @@ def file_bytes(size: int = 64) -> bytes:
     return (len(header).to_bytes(8, "little") + header + bytes(16))[:size]
 
 
+def fp4_bytes() -> bytes:
+    """A LoRA of a type that some torch can hold and none can compute with."""
+    tensor = {"dtype": "F4", "shape": [8, 8]}
+    header = json.dumps(
+        {
+            f"lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.{part}": {
+                **tensor,
+                "data_offsets": [32 * i, 32 * i + 32],
+            }
+            for i, part in enumerate(("lora_down.weight", "lora_up.weight"))
+        }
+    ).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(64)
+
+
 HOSTILE_BYTES = {
+    "fp4": fp4_bytes(),
     "zero bytes": b"",
     "four bytes": b"abcd",
     "truncated header": file_bytes(30),
