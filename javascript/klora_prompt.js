@@ -42,11 +42,13 @@
 
     // The prompt after a click on the button `role` of the card `name`: puts the tag in, takes it
     // out, or swaps the two roles if the LoRA has the other one. Every tag then says its role,
-    // because without one its place would, and places change here.
-    function clicked(text, name, role, weight) {
+    // because without one its place would, and places change here. A LoRA's own words stand after
+    // its tag, and go with it; `wordsOf` gives them by name.
+    function clicked(text, name, role, weight, wordsOf) {
         const tags = withRoles(tagsOf(text));
         const mine = tags.find((tag) => tag.name === name);
-        const fresh = written({name, items: [String(weight)]}, role);
+        const after = (words) => words ? ` ${words}` : '';
+        const fresh = written({name, items: [String(weight)]}, role) + after(wordsOf(name));
         let placed = Boolean(mine);
         const words = tags.map((tag) => {
             if (mine && mine.role === role) return tag === mine ? '' : written(tag, tag.role);
@@ -55,21 +57,78 @@
             placed = true;
             return fresh;
         });
-        for (let i = tags.length - 1; i >= 0; i--) text = replaced(text, tags[i], words[i]);
+        for (let i = tags.length - 1; i >= 0; i--) {
+            const tag = {...tags[i]}, own = after(wordsOf(tag.name));
+            const goes = words[i] === '' || words[i] === fresh;
+            if (goes && text.startsWith(own, tag.end)) tag.end += own.length;
+            text = replaced(text, tag, words[i]);
+        }
         return placed ? text : (text && !/\s$/.test(text) ? `${text} ` : text) + fresh;
     }
 
     // ---- the buttons on the cards -----------------------------------------------------------------
 
-    // The weight that the card's own click would give: the person's preferred one for this file, which
-    // the host writes into the click's code, or the one of the Settings page.
-    function weightOf(card) {
-        const own = /<lora:[^"]*:"\s*\+\s*([-+.\d]+)\s*\+/.exec(card.getAttribute('onclick') ?? '');
-        return own ? own[1] : opts.extra_networks_default_multiplier ?? 1;
+    // What the card's own click would write: {weight, words, negative}, the person's preferred weight
+    // for this file or the one of the Settings page, and the activation and negative text. The click's
+    // code is the host's; it runs here with another `cardClicked`, which only looks.
+    function ownClick(card) {
+        let text = '', negative = '';
+        try {
+            new Function('cardClicked', card.getAttribute('onclick') ?? '')(
+                (_tab, toAdd, toAddNegative) => { text = toAdd; negative = toAddNegative; });
+        } catch (error) {
+            console.warn('K-LoRA: the card is not read', error);
+        }
+        const tag = /^\s*<lora:[^>]*:([-+.\d]+)>\s*/.exec(text);
+        return {
+            weight: tag ? tag[1] : opts.extra_networks_default_multiplier ?? 1,
+            words: tag ? text.slice(tag[0].length).trim() : '',
+            negative: negative.trim(),
+        };
     }
 
     const translated = (text) => (window.localization || {})[text] || text;
     const prompt = (tab) => gradioApp().querySelector(`#${tab}_prompt textarea`);
+    const namesIn = (text) => tagsOf(text).map((tag) => tag.name);
+
+    // Writes a text as a hand would, so that Ctrl+Z takes it back; whatever had the focus keeps it.
+    function write(area, text) {
+        const old = area.value, active = document.activeElement;
+        let start = 0, end = 0;
+        while (start < Math.min(old.length, text.length) && old[start] === text[start]) start++;
+        while (end < Math.min(old.length, text.length) - start &&
+            old[old.length - 1 - end] === text[text.length - 1 - end]) end++;
+        const fresh = text.slice(start, text.length - end);
+        area.focus({preventScroll: true});
+        area.setSelectionRange(start, old.length - end);
+        document.execCommand(fresh ? 'insertText' : 'delete', false, fresh);
+        if (area.value !== text) area.value = text; // a browser that cannot, or a field that is not shown
+        if (active !== area && active && active.focus) active.focus({preventScroll: true});
+        updateInput(area);
+    }
+
+    // A click on a card's button: the prompt, and the negative text of the LoRAs that came or went.
+    function clickRole(tab, card, role) {
+        const cards = new Map([...card.parentElement.querySelectorAll('.card[data-name]')].map(
+            (other) => [other.dataset.name, other]));
+        const own = (name) => cards.has(name) ? ownClick(cards.get(name)) : {words: '', negative: ''};
+        const {name} = card.dataset, area = prompt(tab), before = area.value;
+        const text = clicked(before, name, role, own(name).weight, (of) => own(of).words);
+        write(area, text);
+        const negativeArea = gradioApp().querySelector(`#${tab}_neg_prompt textarea`);
+        const separator = opts.extra_networks_add_text_separator ?? ' ';
+        let negative = negativeArea.value;
+        for (const gone of namesIn(before).filter((of) => !namesIn(text).includes(of))) {
+            const words = own(gone).negative;
+            if (words) negative = negative.replace(separator + words, '').replace(words, '');
+        }
+        for (const come of namesIn(text).filter((of) => !namesIn(before).includes(of))) {
+            const words = own(come).negative;
+            if (words && !negative.includes(words)) negative += (negative && separator) + words;
+        }
+        if (negative !== negativeArea.value) write(negativeArea, negative);
+        showState(tab);
+    }
 
     function showState(tab) {
         const area = prompt(tab);
@@ -97,10 +156,7 @@
         button.addEventListener('click', (event) => {
             event.stopPropagation(); // the card would add its <lora:…>
             event.preventDefault();
-            const area = prompt(tab);
-            area.value = clicked(area.value, card.dataset.name, role, weightOf(card));
-            updateInput(area);
-            showState(tab);
+            clickRole(tab, card, role);
         });
         button.addEventListener('keydown', (event) => event.stopPropagation());
         return button;
@@ -148,15 +204,20 @@
         if (event.key !== 'ArrowUp' && event.key !== 'ArrowDown') return;
         const area = event.composedPath()[0];
         if (!area.matches || !area.matches("*:is([id*='_toprow'] [id*='_prompt'], .prompt) textarea")) return;
-        const at = area.selectionStart;
-        const tag = tagsOf(area.value).find(({start, end}) => start < at && at < end);
+        const {selectionStart: from, selectionEnd: to} = area;
+        // Also at its edges, where it was typed a moment ago: the host would tear it apart. A tag
+        // within a longer selection is the host's, which puts the whole in brackets.
+        const tag = tagsOf(area.value).find(
+            ({start, end}) => start <= to && from <= end && !(from < start && end < to));
         if (!tag) return;
         event.preventDefault();
         event.stopPropagation(); // the host would change what stands after the last colon
         const step = Number(opts.keyedit_precision_extra) || 0.05;
-        area.value = reweighted(area.value, tag, event.key === 'ArrowUp' ? step : -step);
-        area.selectionStart = area.selectionEnd = at;
-        updateInput(area);
+        const text = reweighted(area.value, tag, event.key === 'ArrowUp' ? step : -step);
+        const longer = text.length - area.value.length;
+        write(area, text);
+        // Behind the tag one stays there.
+        area.setSelectionRange(...[from, to].map((at) => at >= tag.end ? at + longer : at));
     }
 
     document.addEventListener('keydown', editWeight, true);

@@ -240,6 +240,8 @@ class Session:
         hires = getattr(p, "is_hr_pass", False)
         if isinstance(settings, KLoraError):
             raise settings
+        if tags and (settings.content or settings.style):
+            self._report.note(p, _TAGS_WIN)
         request = parse_tags(tags)
         if request is None and not (hires and prompts_have_tags(p)):
             request = _named_pair(settings)  # the first pass's tags go first in the hires pass too
@@ -250,8 +252,6 @@ class Session:
                     "or name a content and a style LoRA."
                 )
             return None
-        if tags and (settings.content or settings.style):
-            self._report.note(p, _TAGS_WIN)
         on_disk = self._loader.find(request)
         # The hosts prepare both passes in turn, and the hires pass may have a pair of its own.
         pairs_kept = 2 if getattr(p, "enable_hr", False) else 1

@@ -61,7 +61,7 @@ FIELDS = (
     Field(
         "alpha",
         "α: slope",
-        "How fast it moves from subject to style.",
+        "How fast it moves from subject to style: higher means more style, sooner.",
         klora.ALPHA,
         low=0,
         high=1e10,

@@ -50,6 +50,7 @@ ANALYSING = "Analysing"
 HINT = "Choose a content and a style LoRA, or write", "in the prompt."
 """Before and after an example of two tags."""
 NOT_EVERY = "Not every picture of this run has K-LoRA."
+OFF = "The K-LoRA box is not ticked: pictures do not use what is chosen here."
 
 _VARIABLE = re.compile(
     r"“[^”]*”"  # what somebody else has named

@@ -45,6 +45,7 @@ SENTENCES = (
     "The steps before the refiner have K-LoRA, the refiner's do not.",
     "1 layer of “x” (such as y) does not fit this model and is left out.",
     page.NOT_EVERY,
+    page.OFF,
     "2 layers of “x” (such as y) do not fit this model and are left out.",
     "1 layer of “x” (such as y) is of a type that K-LoRA cannot compare and is left out.",
     "2 layers of “x” (such as y) are of a type that K-LoRA cannot compare and are left out.",
@@ -104,9 +105,9 @@ TRANSLATIONS = {
         "設定ページの既定値で有効です。",
     ),
     "α: slope": ("α：斜率", "α：傾き"),
-    "How fast it moves from subject to style.": (
-        "从主体过渡到风格的快慢。",
-        "主題から画風へ移る速さ。",
+    "How fast it moves from subject to style: higher means more style, sooner.": (
+        "从主体过渡到风格的快慢：越大则风格越早、越强。",
+        "主題から画風へ移る速さ：大きいほど早く、強く画風になります。",
     ),
     "β: start": ("β：起点", "β：始点"),
     "Where it starts: lower means more subject.": (
@@ -317,6 +318,10 @@ TRANSLATIONS = {
         "Refiner より前のステップには K-LoRA が使われ、Refiner のステップには使われていません。",
     ),
     "layer of": ("层属于", "層："),
+    page.OFF: (
+        "K-LoRA 未勾选：生成图像时不会使用此处的选择。",
+        "K-LoRA にチェックが入っていません。ここでの選択は画像に使われません。",
+    ),
     page.NOT_EVERY: (
         "这次运行中并非每张图片都使用了 K-LoRA。",
         "この実行のすべての画像に K-LoRA が使われたわけではありません。",

@@ -64,6 +64,7 @@ def tag_defaults() -> Settings:
     }
     if values["scale"] == "S*":
         values["beta"] = getattr(shared.opts, "klora_beta_s_star", None)
+    values = {name: value for name, value in values.items() if value is not None}  # emptied fields
     try:
         return Settings(enabled=False, **values)
     except KLoraError as error:
@@ -119,8 +120,10 @@ class _CacheOption(shared.OptionHTML):
 def _add(key: str, default: bool | float | str, label: str, field: Field) -> None:
     if field.choices:
         component, arguments = choice(field), {"choices": list(field.choices)}
+    elif isinstance(default, bool):
+        component, arguments = gr.Checkbox, {}
     else:
-        component, arguments = (gr.Checkbox if isinstance(default, bool) else gr.Number), {}
+        component, arguments = gr.Number, {"minimum": field.low, "maximum": field.high}
     info = shared.OptionInfo(default, label, component, arguments, section=_SECTION)
     shared.opts.add_option(key, info.info(_html(field.help)))
 

@@ -12,7 +12,7 @@ from modules.call_queue import queue_lock
 
 from ..errors import KLoraError, get_log
 from ..settings import BY_NAME, from_fields
-from ..texts import ANALYSING
+from ..texts import ANALYSING, OFF
 from .prompt import tags_of
 from .report_html import error_html, to_html
 
@@ -51,6 +51,8 @@ def previewer(network: Any, names: Sequence[str]) -> Callable:
         except Exception as error:
             get_log().exception("The preview failed.")
             return error_html(f"The preview failed ({type(error).__name__}: {error}).")
+        if not of_accordion["enabled"]:
+            report.notes.insert(0, OFF)
         return to_html(report)
 
     # In this order because gradio puts its progress where the argument stands.

@@ -94,7 +94,7 @@ def to_html(report: Report, errors: Sequence[str] = ()) -> str:
         source = base64.b64encode(png(selection_map(done.plan, done.pair))).decode()
         parts.append(_sentence(words, "klora-words"))
         parts.append(
-            f'<img class="klora-map" alt="{html.escape(words, quote=True)}" '
+            f'<img class="klora-map" alt="Selection map: {html.escape(words, quote=True)}" '
             f'src="data:image/png;base64,{source}">'
         )
     return "".join(parts) or HINT

@@ -8,8 +8,8 @@ from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 
 from .. import infotext
-from ..settings import BY_NAME, FIELDS, Field, default_beta
-from ..texts import ADVANCED, DEFAULTS, PREVIEW
+from ..settings import BY_NAME, FIELDS, NO_LORA, Field, default_beta
+from ..texts import ADVANCED, DEFAULTS, OFF, PREVIEW
 from . import pasting, preview
 from .controls import LORAS, UNLISTED, control, lora_choices, shown
 from .report_html import HINT, error_html, keep_maps, notes_html
@@ -115,9 +115,16 @@ class KLoraScript(scripts.Script):
         network, tab = _extra_network(), "img2img" if self.is_img2img else "txt2img"
         if network is None:
             return
+        controls = dict(zip(BY_NAME, self._controls, strict=True))
+
+        def report_of(info: str, enabled: bool, *pair: str) -> str:
+            found = network.runs.html_of(info)
+            chosen = any(name not in (None, "", NO_LORA) for name in pair)
+            return notes_html([OFF]) if found == HINT and chosen and not enabled else found
+
         generation_info.change(
-            fn=network.runs.html_of,
-            inputs=[generation_info],
+            fn=report_of,
+            inputs=[generation_info, controls["enabled"], *(controls[name] for name in LORAS)],
             outputs=[self._report],
             show_progress="hidden",
             **UNLISTED,

@@ -90,6 +90,31 @@ def test_whoever_types_into_the_field_of_a_lora_looks_for_one(page):
     assert page.value("content") == PAIR[0]
 
 
+def test_whoever_comes_into_the_field_by_tab_and_clicks_looks_for_one_too(page):
+    page.switch_on()
+    page.part("content").locator("input").first.click()
+    page.page.keyboard.type(PAIR[0])
+    page.page.keyboard.press("Tab")
+    field = page.part("style").locator("input").first
+    field.click()
+    field.click()
+    page.page.keyboard.type(PAIR[1])
+    assert field.input_value() == PAIR[1]
+
+
+def test_what_is_chosen_but_switched_off_is_told(page):
+    """A click on the box alone leaves the accordion open."""
+    page.switch_on()
+    for name in ("content", "style"):
+        page.set(name, PAIR_VALUES[name])
+    page.page.locator("#script_txt2img_klora_enabled-visible-checkbox").first.click()
+    assert not page.is_on
+    assert "K-LoRA:" not in page.generate("a cat")
+    assert "not ticked" in page.wait_report(".klora-note")
+    page.part("preview").click()
+    assert "not ticked" in page.wait_report("img.klora-map")
+
+
 def test_tags_win_and_the_page_says_so(page):
     page.switch_on()
     page.set("content", "sd15_other")

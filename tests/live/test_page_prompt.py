@@ -46,16 +46,30 @@ def test_weights_and_other_tags_stay(page):
     )
 
 
-def test_a_new_tag_has_the_weight_that_the_card_prefers(page):
+def test_a_new_tag_has_what_the_card_prefers(page, host):
+    """Weight, activation text and negative text, as the card's own click; all go with the tag."""
     notes = page.webui.loras / "sd15_style.json"
-    notes.write_text(json.dumps({"preferred weight": 0.65, "activation text": "ink"}))
+    wishes = {"preferred weight": 0.65, "activation text": "ink, wash", "negative text": "photo"}
+    notes.write_text(json.dumps(wishes))
+    negative = page.page.locator("#txt2img_neg_prompt textarea")
+    photo = {"a1111": "(photo:1)", "forge": "photo"}[host]
     try:
         open_cards(page)
         page.page.locator("#txt2img_lora_extra_refresh:visible").first.click()
         page.page.wait_for_timeout(3000)
         page.prompt.fill("a cat")
-        button(page, "sd15_style", "style").click()
-        assert page.prompt.input_value() == "a cat <klora:sd15_style:0.65:style>"
+        negative.fill("ugly")
+        for name, role, wanted, unwanted in (
+            ("sd15_style", "style", "a cat <klora:sd15_style:0.65:style> ink, wash", photo),
+            ("sd15_style", "content", "a cat <klora:sd15_style:0.65:content> ink, wash", photo),
+            ("sd15_content", "content", "a cat <klora:sd15_content:1:content>", ""),
+            ("sd15_style", "style", "a cat <klora:sd15_content:1:content> "
+             "<klora:sd15_style:0.65:style> ink, wash", photo),
+            ("sd15_style", "style", "a cat <klora:sd15_content:1:content>", ""),
+        ):  # fmt: skip
+            button(page, name, role).click()
+            assert page.prompt.input_value() == wanted
+            assert negative.input_value() == f"ugly {unwanted}".rstrip()
     finally:
         notes.unlink()
         page.page.locator("#txt2img_lora_extra_refresh:visible").first.click()
@@ -136,6 +150,37 @@ def test_control_and_arrows_change_the_weight(page):
             page.prompt.evaluate("e => { e.focus(); e.selectionStart = e.selectionEnd = 6; }")
             page.page.keyboard.press(f"Control+{key}")
             assert page.prompt.input_value() == wanted
+
+
+def test_control_and_arrows_at_a_tags_edges(page):
+    """One stands behind a tag that one has just typed; the host would tear it apart."""
+    text, wanted = "a <klora:x:style> b", "a <klora:x:1.05:style> b"
+    for first, last, then in ((17, 17, 22), (2, 2, 2), (0, 9, 0), (9, 19, 9)):
+        page.prompt.fill(text)
+        page.prompt.evaluate("(e, range) => { e.focus(); e.setSelectionRange(...range); }",
+                             [first, last])  # fmt: skip
+        page.page.keyboard.press("Control+ArrowUp")
+        assert page.prompt.input_value() == wanted
+        assert page.prompt.evaluate("e => e.selectionStart") == then
+        page.page.keyboard.press("Control+ArrowDown")
+        assert page.prompt.input_value() == "a <klora:x:1.0:style> b"
+
+
+def test_what_buttons_and_arrows_write_can_be_undone(page):
+    open_cards(page)
+    page.prompt.click()
+    page.prompt.fill("")
+    page.page.keyboard.type("a dog")
+    button(page, "sd15_style", "style").click()
+    assert page.prompt.input_value() == "a dog <klora:sd15_style:1:style>"
+    page.prompt.focus()
+    page.page.keyboard.press("Control+z")
+    assert page.prompt.input_value() == "a dog"
+    page.page.keyboard.type(" <klora:x:0.5>")
+    page.page.keyboard.press("Control+ArrowUp")
+    assert page.prompt.input_value() == "a dog <klora:x:0.55>"
+    page.page.keyboard.press("Control+z")
+    assert page.prompt.input_value() == "a dog <klora:x:0.5>"
 
 
 def test_other_tags_are_still_the_hosts(page):

@@ -97,6 +97,24 @@ def test_applying_the_settings_keeps_what_is_ours_and_nothing_of_the_cache(page)
         webui.restart()  # the button has written every option of the host's as well
 
 
+def test_a_default_out_of_range_is_refused_and_an_emptied_one_is_the_papers(page):
+    webui = page.webui
+    page.open_settings()
+    field = page.page.locator("#setting_klora_alpha input")
+    field.fill("-2")
+    field.blur()
+    page.page.locator("#settings_submit").click()
+    page.page.locator(".toast-wrap, .toast-body").first.wait_for()
+    assert "K-LoRA error" not in webui.txt2img(prompt=tags(*PAIR)).infotexts[0]
+    webui.post("/sdapi/v1/options", {"klora_alpha": None})
+    try:
+        infotext = webui.txt2img(prompt=tags(*PAIR)).infotexts[0]
+        assert "K-LoRA error" not in infotext
+        assert "alpha=" not in infotext
+    finally:
+        webui.post("/sdapi/v1/options", {"klora_alpha": 1.5})
+
+
 # languages ----------------------------------------------------------------------------------------
 
 LEFT = {
