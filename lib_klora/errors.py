@@ -22,6 +22,14 @@ class KLoraError(Exception):
     """
 
 
+def no_such_lora(name: str) -> str:
+    """The sentence for a name that the host's list of LoRAs does not have."""
+    return (
+        f"There is no LoRA “{name}”: check the spelling against the Lora tab, and press Refresh "
+        f"there if the file is new."
+    )
+
+
 def is_full_memory(error: BaseException) -> bool:
     """Whether memory was full, the computer's or a device's; only CUDA has a class of its own."""
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (

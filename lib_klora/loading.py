@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .errors import KLoraError, get_log
+from .errors import KLoraError, get_log, no_such_lora
 from .hosts import Fusion, Host, HostLora, OnDisk
 from .layer_names import is_attention
 from .lora_file import LoraFile, parse_lora
@@ -143,10 +143,7 @@ class PairLoader:
     def _find(self, tag: Tag) -> OnDisk:
         entry = self._host.find(tag.name)
         if entry is None:
-            raise KLoraError(
-                f"There is no LoRA “{tag.name}”: check the spelling against the Lora tab, and "
-                f"press Refresh there if the file is new."
-            )
+            raise KLoraError(no_such_lora(tag.name))
         return entry
 
     def _evict_others(self, pairs: int, wanted: set) -> None:

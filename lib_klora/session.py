@@ -134,6 +134,8 @@ class Session:
                 p.extra_generation_params.pop(key, None)
         try:
             active = self._prepare(p, tags, settings, t0)
+            if active is not None and not refiner:
+                self._host.follow(p)
         except Exception as error:
             self._tell(p, _sentence_of(error), REFINER_WITHOUT if refiner else "")
         self._active = active

@@ -7,6 +7,7 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import networks
 from modules import shared
@@ -74,6 +75,9 @@ class CommonHost:
 
     def refresh_loras(self) -> None:
         networks.list_available_networks()
+
+    def follow(self, p: Any) -> None:
+        """Nothing: the host samples with the model that it has."""
 
     def cache_folder(self) -> Path:
         """Ours inside the host's cache folder (modules/cache.py of both)."""

@@ -153,6 +153,9 @@ class DiffusersUNet:
             {name: added(name, BITS[role]) for name, role in pair.unpaired.items()},
         )
 
+    def follow(self, p: object) -> None:
+        """Nothing: there is one model."""
+
     def attach(self, fusion: UNetFusion, choice: np.ndarray) -> None:
         if self._fusion is not fusion:
             self.select(fusion, choice)

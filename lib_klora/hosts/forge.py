@@ -27,7 +27,7 @@ from backend import memory_management, utils
 from backend.args import dynamic_args
 from backend.patcher import lora as host_lora
 from backend.patcher.base import ModelPatcher
-from modules import sd_models
+from modules import sd_models, sd_samplers
 
 from ..errors import KLoraError
 from ..layer_names import common_name
@@ -209,6 +209,14 @@ class Forge(CommonHost):
                 if te and (parts := sides[tag.role][0]).text_encoder
             ),
         )
+
+    def follow(self, p: Any) -> None:
+        """img2img makes its sampler once for all batches (processing.py, init). After a refiner the
+        host loads the base model anew, and that sampler would go on with the old one, in which
+        the first batch's last choice is merged."""
+        model = getattr(getattr(p, "sampler", None), "model_wrap", None)
+        if model is not None and model.inner_model is not self._engine():
+            p.sampler = sd_samplers.create_sampler(p.sampler_name, self._engine())
 
     def attach(self, fusion: _Fusion, choice: np.ndarray) -> None:
         self.detach()

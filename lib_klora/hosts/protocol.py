@@ -96,6 +96,10 @@ class Host(Protocol):
     def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> Fusion:
         """Prepares a pair; ``loras`` by role; ``te``: with the text encoder parts."""
 
+    def follow(self, p: Any) -> None:
+        """Before the first step of a batch of generation ``p``: sees to it that what will be
+        sampled is what ``attach`` changes."""
+
     def attach(self, fusion: Fusion, choice: np.ndarray) -> None:
         """Makes the fusion part of the host's current LoRAs, after all ``<lora:>``.
 

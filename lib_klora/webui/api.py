@@ -122,8 +122,9 @@ def _plan(network: Any, request: PlanRequest) -> dict[str, Any]:
 
 
 def _guard(app: FastAPI):
-    """A dependency that lets through whoever the host's API or its page would: with ``--api-auth``
-    its user and password, with ``--gradio-auth`` the cookie of a log-in. Either will do."""
+    """A dependency that lets through whoever has one of the host's log-ins: with ``--api-auth`` its
+    user and password, with ``--gradio-auth`` the cookie of its page. Either will do. The host's own
+    API is open with ``--gradio-auth`` alone; this one is not."""
     users = dict(pair.split(":", 1) for pair in (shared.cmd_opts.api_auth or "").split(",") if pair)
     basic = HTTPBasic(auto_error=False)
 

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from .. import infotext
-from ..errors import KLoraError, get_log
+from ..errors import KLoraError, get_log, no_such_lora
 from ..settings import NO_LORA, Field, default_beta
 from ..tag import ROLES, pair_tags, parse_tag
 from .controls import LORAS, shown
@@ -114,13 +114,18 @@ def _renamed(prompt: str, names: dict[str, str]) -> str:
 def _present_name(network: Any, name: str, short_hash: str, notes: list[str]) -> str:
     """The name under which the file with this hash is in the host's list; ``name`` if it is."""
     entry = network.host.find(name) if name else None
-    if entry is not None and (not short_hash or entry.short_hash == short_hash):
+    # Without a hash on either side (--no-hashing) nobody can say that it is another file.
+    if entry is not None and (
+        entry.short_hash == short_hash or not (short_hash and entry.short_hash)
+    ):
         return name
     found = network.host.find_by_hash(short_hash)
     if found:
         notes.append(f"The LoRA “{name}” of this picture is now called “{found}”.")
         return found
-    if entry is None:
+    if entry is None and not short_hash:
+        notes.append(no_such_lora(name))
+    elif entry is None:
         notes.append(f"The LoRA “{name}” of this picture ({short_hash}) is not here.")
     else:
         notes.append(f"“{name}” is not the file that this picture was made with ({short_hash}).")

@@ -107,6 +107,9 @@ class FakeHost:
         layers = tuple(layer.name for layer in pair.paired)
         return FakeFusion(tags, layers, dict(pair.unpaired), te)
 
+    def follow(self, p) -> None:
+        self._record("follow")
+
     def attach(self, fusion: FakeFusion, choice: np.ndarray) -> None:
         self.attached = fusion
         self.began_with.append(choice)

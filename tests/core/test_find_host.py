@@ -23,7 +23,7 @@ def put(monkeypatch):
         return module
 
     yield put
-    for name in ("a1111", "forge", "common"):  # made from those modules
+    for name in ("a1111", "forge", "forge_merge", "common"):  # made from those modules
         sys.modules.pop(f"lib_klora.hosts.{name}", None)
 
 
@@ -33,7 +33,7 @@ def like_forge(put):
 
     def like_forge(patcher, dynamic_args):
         put("networks", load_lora_for_models=nothing)
-        put("modules", shared=None, sd_models=None)
+        put("modules", shared=None, sd_models=None, sd_samplers=None)
         put("modules.paths", data_path="")
         put("backend", memory_management=None, utils=None)
         put("backend.args", dynamic_args=dynamic_args)

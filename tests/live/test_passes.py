@@ -206,6 +206,22 @@ def test_a_refiner_of_the_same_kind_goes_on_with_k_lora(webui, expected):
     assert_base_is_back(webui, expected)
 
 
+def test_each_batch_of_img2img_begins_with_the_base_model_after_a_refiner(webui, expected):
+    """Forge makes img2img's sampler once, and it would keep the first batch's model."""
+    image = webui.txt2img(prompt="a cat", steps=1).images[0]
+    result, calls = recorded(
+        webui, image, prompt=tags(*PAIR), steps=STEPS, n_iter=2, denoising_strength=0.99,
+        refiner_checkpoint="tiny_sd15_b", refiner_switch_at=0.5,
+    )  # fmt: skip
+    assert all("K-LoRA error" not in text for text in result.infotexts)
+    base = [call for call in calls if call["checkpoint"] == calls[0]["checkpoint"]]
+    assert {call["iteration"] for call in base} == {0, 1}
+    assert len(base) < len(calls)
+    for call in base:
+        expected.check(call, call["step"], call["steps"], t0=0.01)
+    assert_base_is_back(webui, expected)
+
+
 def test_a_refiner_of_another_kind_drops_every_lora(webui, host, expected):
     """AUTOMATIC1111 loads it anew and clears its LoRAs; then K-LoRA stops as `<lora:>` does."""
     if host != "a1111":
