@@ -137,6 +137,7 @@ class Session:
             if active is not None and not refiner:
                 self._host.follow(p)
         except Exception as error:
+            active = None
             self._tell(p, _sentence_of(error), REFINER_WITHOUT if refiner else "")
         self._active = active
         self.attach(p)

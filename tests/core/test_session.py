@@ -901,7 +901,7 @@ class TestPreview:
 class TestErrorsOfOurs:
     """A bug of ours or a surprise in the host: the picture is made without K-LoRA, and says so."""
 
-    @pytest.mark.parametrize("where", ["read", "load", "fuse", "select"])
+    @pytest.mark.parametrize("where", ["read", "load", "fuse", "follow", "select"])
     def test_detached_and_told(self, session, host, where):
         host.fails_in = where
         p = generate(session)
