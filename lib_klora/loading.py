@@ -209,9 +209,9 @@ class PairLoader:
         if len(missing) > len(fitting):
             raise KLoraError(
                 f"“{file.name}” does not fit this model: {len(missing)} of its {len(scope)} layers "
-                f"(such as {missing[0]}) have no counterpart that {self._host.name} can apply them "
+                f"(such as {missing[0]}) have no counterpart that this WebUI can apply them "
                 f"to. It was made for another kind of model, or its layer names are in a spelling "
-                f"that {self._host.name} does not read: choose another file or checkpoint."
+                f"that this WebUI does not read: choose another file or checkpoint."
             )
         if missing:
             notes.append(_left_out(file, missing, "does not fit", "do not fit", "this model"))

@@ -71,14 +71,9 @@ SENTENCES = (
     "The prompt has <klora:…> tags, but the K-LoRA accordion is off, and Settings → K-LoRA says "
     "that tags need it: switch one of the two on.",
     "Settings → K-LoRA: alpha is 0, but S* wraps around at alpha: set alpha above 0, or S.",
-    *(
-        f"“x” does not fit this model: 2 of its 3 layers (such as y) have no counterpart that "
-        f"{host} can apply them to. It was made for another kind of model, or its layer names are "
-        f"in a spelling that {host} does not read: choose another file or checkpoint."
-        for host in ("AUTOMATIC1111", "Forge")
-    ),
-    "“x” does not fit this model: Forge cannot place 2 of its 3 tensors (such as y) and drops the "
-    "whole file. It was made for another model, or its spelling is one that Forge does not read.",
+    "“x” does not fit this model: 2 of its 3 layers (such as y) have no counterpart that this "
+    "WebUI can apply them to. It was made for another kind of model, or its layer names are in a "
+    "spelling that this WebUI does not read: choose another file or checkpoint.",
     "The comparison of the two LoRAs was interrupted: generate again and it goes on where it "
     "stopped.",
     "The WebUI could not apply K-LoRA to every layer, most often because memory is full, so the "
@@ -444,26 +439,13 @@ TRANSLATIONS = {
     "does not fit this model:": ("不适用于此模型：", "はこのモデルに合いません："),
     "of its": ("/", "/"),
     "layers (such as": ("层（例如", "層（例："),
-    **{
-        f") have no counterpart that {host} can apply them to. It was made for another kind of "
-        f"model, or its layer names are in a spelling that {host} does not read: choose another "
-        f"file or checkpoint.": (
-            f"）没有 {host} 可以应用的对应层。它是为另一种模型制作的，或其层名的写法 {host} "
-            f"无法识别：请选择其他文件或其他模型。",
-            f"）には、{host} が適用できる対応する層がありません。別の種類のモデル用か、層の名前が"
-            f" {host} の読めない表記です：別のファイルかチェックポイントを選んでください。",
-        )
-        for host in ("AUTOMATIC1111", "Forge")
-    },
-    "does not fit this model: Forge cannot place": (
-        "不适用于此模型：Forge 无法放置其张量中的",
-        "はこのモデルに合いません：Forge が置けないテンソルが",
-    ),
-    "tensors (such as": ("个（例如", "個（例："),
-    ") and drops the whole file. It was made for another model, or its spelling is one that Forge "
-    "does not read.": (
-        "），因此舍弃整个文件。它是为另一种模型制作的，或其写法 Forge 无法识别。",
-        "）あり、ファイル全体が使われません。別のモデル用か、Forge の読めない表記です。",
+    ") have no counterpart that this WebUI can apply them to. It was made for another kind of "
+    "model, or its layer names are in a spelling that this WebUI does not read: choose another "
+    "file or checkpoint.": (
+        "）没有此 WebUI 可以应用的对应层。它是为另一种模型制作的，或其层名的写法此 WebUI "
+        "无法识别：请选择其他文件或其他模型。",
+        "）には、この WebUI が適用できる対応する層がありません。別の種類のモデル用か、層の名前が"
+        "この WebUI の読めない表記です：別のファイルかチェックポイントを選んでください。",
     ),
     "The LoRA": ("此图像的 LoRA", "この画像の LoRA"),
     "of this picture is now called": ("现在的名称是", "の現在の名前は"),

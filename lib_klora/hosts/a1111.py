@@ -78,8 +78,6 @@ class _Parts:
 class A1111(CommonHost):
     """The Host protocol for AUTOMATIC1111 1.10."""
 
-    name = "AUTOMATIC1111"
-
     def __init__(self) -> None:
         super().__init__()
         self._registered: tuple[network.Network, ...] = ()

@@ -53,8 +53,6 @@ class DiffusersUNet:
         progress: is told how far an analysis is (done, total).
     """
 
-    name = "diffusers"
-
     def __init__(
         self,
         unet: nn.Module,

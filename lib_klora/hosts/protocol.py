@@ -57,8 +57,6 @@ class Fusion(Protocol):
 class Host(Protocol):
     """One WebUI."""
 
-    name: str
-
     def find(self, name: str) -> OnDisk | None:
         """Resolves a name as ``<lora:NAME>`` does; None if there is none of that name. Raises
         KLoraError if the file cannot be read."""
