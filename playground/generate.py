@@ -88,7 +88,7 @@ class Playground:
         )
 
         def before_step(call: int) -> None:
-            self.session.before_model_call(partial(Pass, call, steps, steps, "DDIM", 0.0))
+            self.session.before_model_call(partial(Pass, call, steps, 0.0))
 
         try:
             pictures = self.model.sample(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
+from weakref import WeakKeyDictionary
 
 from modules import extra_networks, script_callbacks
 
 from ..errors import get_log
 from ..hosts import find_host
-from ..steps import Pass
+from ..steps import Pass, StepCounter, loop_index
 from .api import add_api
 from .extra_network import KLoraNetwork, UnavailableNetwork, start_of
 from .options import add_options
@@ -31,8 +33,12 @@ def register() -> None:
         extra_networks.register_extra_network(network)
         add_axes(network.host)
 
+    counters: WeakKeyDictionary = WeakKeyDictionary()
+    """Denoiser → its steps: the hosts make a new denoiser for every pass."""
+
     def before_model_call(params) -> None:
-        network.session.before_model_call(partial(_pass_of, params.denoiser))
+        counter = counters.setdefault(params.denoiser, StepCounter())
+        network.session.before_model_call(partial(_pass_of, params.denoiser, counter))
 
     def model_loaded(_) -> None:
         network.session.forget_other_models()
@@ -47,15 +53,13 @@ def register() -> None:
     script_callbacks.on_script_unloaded(network.unload)
 
 
-def _pass_of(denoiser) -> Pass:
-    """Where a sampling pass stands. The hosts make a new denoiser for every pass; its ``step``
-    counts model calls, ``steps`` are the steps of this pass."""
-    p = denoiser.p
+def _pass_of(denoiser, counter: StepCounter) -> Pass:
+    """Where a sampling pass stands. The denoiser's ``step`` counts model calls, ``steps`` are the
+    steps of this pass."""
+    p, steps, i = denoiser.p, denoiser.steps, loop_index(sys._getframe())
     return Pass(
-        call=denoiser.step,
-        steps=denoiser.steps,
-        calls_expected=denoiser.total_steps,
-        sampler=getattr(getattr(denoiser.sampler, "config", None), "name", ""),
+        finished_steps=counter.finished(denoiser.step, steps, denoiser.total_steps, i),
+        steps=steps,
         t0=start_of(p),
         hires=bool(getattr(p, "is_hr_pass", False)),
     )

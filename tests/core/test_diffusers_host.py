@@ -86,7 +86,7 @@ def run(host, settings, tags=(("content",), ("style",))):
     session.activate(p, [list(tag) for tag in tags], settings)
     seen = []
     for call in range(STEPS):
-        session.before_model_call(partial(Pass, call, STEPS, STEPS, "DDIM", 0.0))
+        session.before_model_call(partial(Pass, call, STEPS, 0.0))
         seen.append(weights(host))
     report = session.report(p)
     assert not report.error, report.error
@@ -156,7 +156,7 @@ def test_only_what_flips_is_written(host, monkeypatch):
     counts = []
     for call in range(STEPS):
         written.clear()
-        session.before_model_call(partial(Pass, call, STEPS, STEPS, "DDIM", 0.0))
+        session.before_model_call(partial(Pass, call, STEPS, 0.0))
         counts.append(len(written))
     content = session.report(p).passes[-1].plan.content
     flips = (content[1:STEPS] != content[: STEPS - 1]).sum(1)

@@ -1,94 +1,155 @@
-"""Model call → finished steps, one row for every sampler of the hosts' FACTS (section c).
+"""Model call → finished steps, with samplers that are built as the hosts' are.
 
-The rows say how many steps are done before each model call, read off the hosts' own counters:
-``state.sampling_step`` is the index of the last finished step, so it lags by one.
+What the samplers of the real hosts do is tried by the live tests; here are their shapes: one loop
+over the steps with one, two or three model calls, helpers with loops of their own, a solver object,
+and Restart, which loops over ``i`` before it samples.
 """
+
+import sys
 
 import pytest
 
-from lib_klora.steps import finished_steps
-
-ONE_CALL = (
-    "Euler", "Euler a", "DPM++ 2M", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE", "LMS",
-    "LCM", "DDPM", "IPNDM", "IPNDM_V", "DEIS",
-)  # fmt: skip
-TWO_CALLS = ("Heun", "DPM2", "DPM2 a", "DPM++ SDE", "DPM++ 2S a", "Restart")
+from lib_klora.steps import StepCounter, loop_index
 
 
-def sequence(sampler: str, calls: int, steps: int, calls_expected: int) -> list[int]:
-    return [finished_steps(call, steps, calls_expected, sampler) for call in range(calls)]
+def launch_sampling(sampler, steps, calls_expected=None):
+    """Finished steps before each model call, as the hosts start a sampler."""
+    counter, found = StepCounter(), []
+
+    def model(*_):
+        i = loop_index(sys._getframe())
+        found.append(counter.finished(len(found), steps, calls_expected or steps, i))
+
+    sampler(model, steps)
+    return found
 
 
-@pytest.mark.parametrize("sampler", ONE_CALL)
-def test_one_call_a_step(sampler):
-    assert sequence(sampler, calls=4, steps=4, calls_expected=4) == [0, 1, 2, 3]
+def euler(model, steps):
+    for i in range(steps):
+        model(i)
 
 
-@pytest.mark.parametrize("sampler", TWO_CALLS)
-def test_both_calls_of_a_second_order_step_share_it(sampler):
-    assert sequence(sampler, calls=7, steps=4, calls_expected=8) == [0, 0, 1, 1, 2, 2, 3]
+def heun(model, steps):
+    for i in range(steps):
+        model(i)
+        if i < steps - 1:
+            model(i)
 
 
-def test_restart_with_its_jumps_stays_in_range():
-    steps = sequence("Restart", calls=39, steps=20, calls_expected=40)
-    assert steps == [i // 2 for i in range(39)]
-    assert steps[-1] == 19
+def heun_pp2(model, steps):
+    for i in range(steps):
+        for _ in range(min(3, steps - i)):
+            model(i)
 
 
-def test_heun_in_img2img_at_half_strength():
-    # 8 steps at 0.5 run 5 steps: 9 of 10 expected calls.
-    assert sequence("Heun", calls=9, steps=5, calls_expected=10) == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+def lonyu_yog(model, steps):
+    for i in range(steps):
+        for _ in range(3 if i <= steps / 2 else 1):
+            model(i)
+
+
+def plms(model, steps):
+    for i in range(steps):
+        model(i)
+        if i == 0:
+            model(i)
+
+
+def helper(model):
+    for i in (7, 8):
+        model(i)
+
+
+def with_a_helper(model, steps):
+    for i in range(steps):
+        model(i)
+        helper(model)
+
+
+def with_a_closure(model, steps):
+    for i in range(steps):
+        model(lambda: i)  # noqa: B023 - makes it a cell variable
+
+
+def variant(model, steps):
+    """As k-diffusion's …_gpu ones."""
+    return heun(model, steps)
+
+
+class Solver:
+    """As DPM adaptive's and UniPC's."""
+
+    def sample(self, model, steps):
+        for step in range(steps):
+            model(step)
+
+
+def solver(model, steps):
+    Solver().sample(model, steps)
+
+
+def restart(model, steps):
+    """Two calls for each item of a list, one for the last."""
+    step_list = []
+    for i in range(steps):
+        step_list.append(i)
+    for last, sigma in enumerate(step_list, 1):
+        model(sigma)
+        if last < steps:
+            model(sigma)
 
 
 @pytest.mark.parametrize(
-    ("steps", "expected"),
+    ("sampler", "finished"),
     [
-        (1, [0]),
-        (2, [0, 0, 1]),
-        (3, [0, 0, 0, 1, 1, 2]),
-        (4, [0, 0, 0, 1, 1, 1, 2, 2, 3]),  # the row of the table: 9 calls
-        (5, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 4]),
+        (euler, [0, 1, 2, 3]),
+        (heun, [0, 0, 1, 1, 2, 2, 3]),
+        (heun_pp2, [0, 0, 0, 1, 1, 1, 2, 2, 3]),
+        (lonyu_yog, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]),
+        (plms, [0, 0, 1, 2, 3]),
+        (with_a_helper, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]),
+        (with_a_closure, [0, 1, 2, 3]),
+        (variant, [0, 0, 1, 1, 2, 2, 3]),
     ],
 )
-def test_heunpp2_makes_three_calls_a_step_then_two_then_one(steps, expected):
-    # Forge flags it as first order: calls_expected is the number of steps.
-    assert sequence("HeunPP2", len(expected), steps, calls_expected=steps) == expected
+@pytest.mark.parametrize("flagged", [False, True], ids=["", "flagged as second order"])
+def test_the_loop_of_the_sampler_says_which_step_it_is(sampler, finished, flagged):
+    assert launch_sampling(sampler, 4, 8 if flagged else 4) == finished
 
 
-@pytest.mark.parametrize("sampler", ["DDIM", "DDIM CFG++"])
-def test_ddim_makes_one_call_fewer(sampler):
-    assert sequence(sampler, calls=3, steps=4, calls_expected=4) == [0, 1, 2]
+def test_without_a_loop_each_call_is_a_step():
+    assert launch_sampling(solver, 4) == [0, 1, 2, 3]
 
 
-def test_ddim_of_nine_steps_makes_nine_calls():
-    assert sequence("DDIM", calls=9, steps=9, calls_expected=9) == list(range(9))
+def test_without_a_loop_the_hosts_flag_says_that_two_calls_are_a_step():
+    assert launch_sampling(restart, 4, calls_expected=8) == [0, 0, 1, 1, 2, 2, 3]
 
 
-def test_plms_spends_two_calls_on_its_first_step():
-    assert sequence("PLMS", calls=4, steps=4, calls_expected=4) == [0, 0, 1, 2]
+def test_more_steps_than_the_host_says():
+    """DPM adaptive; the plan clamps this to t = 1."""
+    assert launch_sampling(lambda model, _: solver(model, 84), 4) == list(range(84))
 
 
-def test_unipc_makes_one_call_a_step_and_one_over_at_some_lengths():
-    assert sequence("UniPC", calls=4, steps=4, calls_expected=4) == [0, 1, 2, 3]
-    assert sequence("UniPC", calls=10, steps=9, calls_expected=9) == list(range(10))
+def test_a_pass_that_is_joined_later():
+    """By a refiner that the LoRAs fit, after a checkpoint that they did not."""
+
+    def late(model, steps):
+        for i in range(steps):
+            if i > 1:
+                model(i)
+
+    counter = StepCounter()
+    assert [counter.finished(call, 4, 4, call // 2) for call in (4, 5, 6)] == [2, 2, 3]
+    assert launch_sampling(late, 4)[0] == 0  # ahead of the calls: not believed
 
 
-def test_dpm_fast_counts_its_calls():
-    assert sequence("DPM fast", calls=4, steps=4, calls_expected=4) == [0, 1, 2, 3]
+def test_nothing_outside_of_the_sampler_is_read():
+    found = []
+    for i in range(3, 5):
+        launch_sampling(lambda model, _: found.append((i, loop_index(sys._getframe()))), 1)  # noqa: B023
+    assert found == [(3, None), (4, None)]
 
 
-@pytest.mark.parametrize(("calls", "expected"), [(81, 4), (84, 4), (81, 20)])
-def test_dpm_adaptive_runs_past_its_steps_without_going_back(calls, expected):
-    steps = sequence("DPM adaptive", calls, steps=expected, calls_expected=expected)
-    assert steps == sorted(steps)
-    assert steps[0] == 0
-    assert steps[-1] >= expected  # the plan clamps this to t = 1
-
-
-@pytest.mark.parametrize("sampler", [*ONE_CALL, *TWO_CALLS, "HeunPP2", "PLMS", "DDIM", "UniPC"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 20])
-def test_every_sampler_starts_at_zero_and_never_steps_back(sampler, steps):
-    expected = 2 * steps if sampler in TWO_CALLS else steps
-    done = sequence(sampler, 3 * steps, steps, expected)
-    assert done[0] == 0
-    assert done == sorted(done)
+def test_a_call_that_no_sampler_makes():
+    for i in range(3):
+        assert loop_index(sys._getframe()) is None, i
