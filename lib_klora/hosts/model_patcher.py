@@ -36,6 +36,8 @@ _METHODS = ("add_patches", "clone", "is_clone", "partially_load", "patch_weight_
 _ATTRIBUTES = ("patches", "patches_uuid", "backup")
 _ARGUMENTS = ("device_to", "inplace_update")
 """Of ``patch_weight_to_device``."""
+_NOTHING = (0.0, ("diff", (torch.empty(0),)), 1.0, None, None, True)
+"""An entry that adds nothing, online: a parameter without one would get no function."""
 
 
 @dataclass(eq=False)
@@ -56,7 +58,7 @@ class _Fusion(EngineFusion):
 
     def others_in(self, patcher: Any, key: str) -> list[Entry]:
         """A patcher's entries for a parameter that are not ours."""
-        ours = [contribution.entry for contribution in self.contributions[key]]
+        ours = [_NOTHING, *(contribution.entry for contribution in self.contributions[key])]
         entries = patcher.patches.get(key, ())
         return [entry for entry in entries if not any(entry is one for one in ours)]
 
@@ -103,7 +105,8 @@ class ModelPatcherEngine(Engine):
     def patched_unet(self, fusion: _Fusion, clean: Any) -> Any:
         patched = clean.clone()
         for key in fusion.contributions:
-            patched.patches[key] = fusion.list_for(patched, key)
+            entries = fusion.list_for(patched, key)
+            patched.patches[key] = entries or [_NOTHING] * fusion.is_online
         patched.patches_uuid = fusion.present
         if fusion.is_online:
             self.preserve_memory(patched, clean, fusion)
