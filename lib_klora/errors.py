@@ -40,7 +40,7 @@ def is_full_memory(error: BaseException) -> bool:
 def get_log() -> logging.Logger:
     """The logger of the extension; every line starts with ``[K-LoRA]``.
 
-    It has a handler of its own because neither host sets up the root logger for INFO.
+    It has a handler of its own because no host sets up the root logger for INFO.
     """
     log = logging.getLogger("lib_klora")
     if not log.handlers:

@@ -176,7 +176,7 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
         parts = _Parts(tensors, keys)
         read = dict(parts)
         if read.keys().isdisjoint(_RANKED):
-            # Unused, by both hosts too. It is infinite where a LoKr was given a rank too large for
+            # Unused, by the hosts too. It is infinite where a LoKr was given a rank too large for
             # fp16 to get undecomposed factors (LyCORIS, AI Toolkit).
             read.pop("alpha", None)
         _require_finite(name, prefix, read)

@@ -127,7 +127,7 @@ class Session:
         if self._has_given_up(p):  # a refiner takes over: the pass's error stays
             self.attach(p)
             return
-        refiner = self._is_sampling(p)
+        refiner = self.is_sampling(p)
         self._report = self._report_of(p)
         if not (refiner or getattr(p, "is_hr_pass", False)):
             for key in (infotext.KEY, infotext.ERROR_KEY):
@@ -178,6 +178,11 @@ class Session:
         values that can be compared; None without K-LoRA."""
         active = self._active
         return active.text if active is not None and active.processing() is p else None
+
+    def is_sampling(self, p: Any) -> bool:
+        """Whether a pass of ``p`` is under way with K-LoRA: then a refiner takes it over."""
+        sampling = self._active and self._active.sampling
+        return sampling is not None and sampling.is_of(p)
 
     def begin(self, p: Any) -> None:
         """Generation ``p`` begins: what an earlier one has left is taken back."""
@@ -279,11 +284,6 @@ class Session:
                 written, (on_disk[CONTENT].short_hash, on_disk[STYLE].short_hash)
             )
         return active
-
-    def _is_sampling(self, p: Any) -> bool:
-        """Whether a pass of ``p`` is under way with K-LoRA: then a refiner takes it over."""
-        sampling = self._active and self._active.sampling
-        return sampling is not None and sampling.is_of(p)
 
     def _has_given_up(self, p: Any) -> bool:
         """Whether K-LoRA has ended in the pass of ``p`` that is under way."""

@@ -1,6 +1,6 @@
 """Makes the development environment: a virtual environment with PyTorch for the CPU and the tools.
 
-Usage: python tools/setup_venv.py FOLDER (Python 3.10 to 3.12; ``make`` calls it).
+Usage: python tools/setup_venv.py FOLDER (Python 3.10 to 3.13; ``make`` calls it).
 """
 
 import subprocess
@@ -14,9 +14,9 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI's build for Linux is 
 
 def main() -> None:
     """Creates the environment, or brings an existing one up to date."""
-    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         sys.exit(
-            f"This is Python {sys.version.split()[0]}; the WebUIs' Pythons are 3.10 to 3.12: "
+            f"This is Python {sys.version.split()[0]}; the WebUIs' Pythons are 3.10 to 3.13: "
             f"call make with PYTHON=python3.11, for example."
         )
     folder = Path(sys.argv[1])

@@ -1,5 +1,4 @@
-"""What both hosts do alike: the list of LoRAs (networks.py of both), the cache folder, the
-progress bar."""
+"""What all hosts do alike: the list of LoRAs (networks.py), the cache folder, the progress bar."""
 
 from __future__ import annotations
 
@@ -80,7 +79,7 @@ class CommonHost:
         """Nothing: the host samples with the model that it has."""
 
     def cache_folder(self) -> Path:
-        """Ours inside the host's cache folder (modules/cache.py of both)."""
+        """Ours inside the host's cache folder (modules/cache.py)."""
         folder = os.environ.get("SD_WEBUI_CACHE_DIR", os.path.join(data_path, "cache"))
         return Path(folder) / "klora"
 

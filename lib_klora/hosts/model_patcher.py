@@ -8,7 +8,7 @@ model anew. A parameter of a layer that is loaded whole is merged then (``patch_
 One of a layer that stays off the device, or whose LoRAs are to be added online, gets a function
 that the layer calls in every forward, and which looks its entries up each time (``LowVramPatch``).
 
-So a flip changes the entries, in every patcher that the host may ask, under the same uuid. Where
+So a flip changes the entries, in every clone of the patcher, under the same uuid. Where
 the layer has that function there is nothing more to do; else the weight is put back from the backup
 and merged by the host's own method. The entries always say what is merged; if a flip fails
 half-way, an unknown uuid makes the host begin from its backups.
@@ -18,10 +18,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import operator
 import uuid
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -40,6 +39,28 @@ _NOTHING = (0.0, ("diff", (torch.empty(0),)), 1.0, None, None, True)
 """An entry that adds nothing, online: a parameter without one would get no function."""
 
 
+class _Entries(list):
+    """The entries of one parameter in a patcher, ours among them.
+
+    Clones copy it, the host's and extensions', and any of them may be loaded at any time: so each
+    copy is noted, and a flip changes all of them.
+    """
+
+    def __init__(self, fusion: _Fusion, key: str, entries: Iterable[Entry]) -> None:
+        super().__init__(entries)
+        self._fusion, self._key = fusion, key
+        self.present = fusion.present
+        fusion.copies.setdefault(key, []).append(weakref.ref(self))
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        if index != slice(None):
+            return found
+        copy = _Entries(self._fusion, self._key, found)
+        copy.present = self.present
+        return copy
+
+
 @dataclass(eq=False)
 class _Fusion(EngineFusion):
     is_online: bool = False
@@ -53,28 +74,24 @@ class _Fusion(EngineFusion):
     texts: dict[tuple, uuid.UUID] = field(default_factory=dict)
     """(``clean`` of the text encoder, whether online) → what stands for it with our entries, which
     do not change."""
-    flipped: tuple[weakref.ref, uuid.UUID] | None = None
-    """The patcher that the last flip was made in, and its uuid then."""
+    copies: dict[str, list[weakref.ref]] = field(default_factory=dict)
+    """Parameter key → every list that has our entries for it."""
+    checked: uuid.UUID | None = None
+    """What the model was loaded with when ``_check_places`` looked at it."""
 
-    def others_in(self, patcher: Any, key: str) -> list[Entry]:
-        """A patcher's entries for a parameter that are not ours."""
-        ours = [_NOTHING, *(contribution.entry for contribution in self.contributions[key])]
-        entries = patcher.patches.get(key, ())
-        return [entry for entry in entries if not any(entry is one for one in ours)]
+    def put(self, key: str, entries: Iterable[Entry] | None = None) -> None:
+        """Gives all copies these entries of ours, or those of the present winners."""
+        ours = {id(one.entry) for one in self.contributions[key]} | {id(_NOTHING)}
+        new = self.own(key) if entries is None else entries
+        alive = [copy for copy in (ref() for ref in self.copies.get(key, ())) if copy is not None]
+        self.copies[key] = [weakref.ref(copy) for copy in alive]
+        for copy in alive:
+            others, count = [entry for entry in copy if id(entry) not in ours], self.others[key]
+            copy[:] = [*others[:count], *new, *others[count:]]  # others may have added some after
 
-    def list_for(self, patcher: Any, key: str) -> list[Entry]:
-        """What a patcher is to have for a parameter: also what others have added after us."""
-        others, count = self.others_in(patcher, key), self.others[key]
-        return [*others[:count], *self.entries_for(key), *others[count:]]
-
-    def is_in(self, patcher: Any) -> bool:
-        """Whether a patcher has any of our entries."""
-        return any(
-            entry is one
-            for key, contributions in self.contributions.items()
-            for _, _, one in contributions
-            for entry in patcher.patches.get(key, ())
-        )
+    def own(self, key: str) -> list[Entry]:
+        """Ours for a parameter now."""
+        return self.entries_for(key) or [_NOTHING] * self.is_online
 
 
 class ModelPatcherEngine(Engine):
@@ -95,6 +112,7 @@ class ModelPatcherEngine(Engine):
         fusion.choice = choice
         fusion.present, fusion.clean = uuid.uuid4(), patcher.patches_uuid
         fusion.others = {key: len(patcher.patches.get(key, ())) for key in fusion.contributions}
+        fusion.copies = {}
         if fusion.is_online != online:
             fusion.is_online = online
             fusion.contributions = {
@@ -105,8 +123,8 @@ class ModelPatcherEngine(Engine):
     def patched_unet(self, fusion: _Fusion, clean: Any) -> Any:
         patched = clean.clone()
         for key in fusion.contributions:
-            entries = fusion.list_for(patched, key)
-            patched.patches[key] = entries or [_NOTHING] * fusion.is_online
+            entries = [*patched.patches.get(key, ()), *fusion.own(key)]
+            patched.patches[key] = _Entries(fusion, key, entries)
         patched.patches_uuid = fusion.present
         if fusion.is_online:
             self.preserve_memory(patched, clean, fusion)
@@ -123,30 +141,22 @@ class ModelPatcherEngine(Engine):
 
     def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
         patcher = self.loaded_patcher()
-        state = patcher.patches_uuid
-        if state != patcher.model.current_weight_patches_uuid or not fusion.is_in(patcher):
+        loaded_with = patcher.model.current_weight_patches_uuid
+        if patcher.patches_uuid != loaded_with or not _is_in(fusion, patcher):
             raise KLoraError(WITHOUT_LORAS)
-        keys = fusion.flip(choice)
-        if fusion.flipped is None or (fusion.flipped[0](), fusion.flipped[1]) != (patcher, state):
-            # A pass begins, or an extension's clone was loaded, which may hold an earlier choice.
+        if fusion.checked != loaded_with:
             _check_places(patcher, fusion)
-            keys = {
-                key
-                for key in fusion.contributions
-                if not _are_same(patcher.patches[key], fusion.list_for(patcher, key))
-            }
-            fusion.flipped = weakref.ref(patcher), state
+            fusion.checked = loaded_with
+        keys = fusion.flip(choice)
         if keys:
-            for holder in self._holders(state):
-                for key in keys:
-                    holder.patches[key] = fusion.list_for(holder, key)
+            for key in keys:
+                fusion.put(key)
             self._rewrite(patcher, keys, fusion)
 
     def withdraw(self, fusion: _Fusion, patched: Any) -> None:
+        for key in fusion.contributions:
+            fusion.put(key, ())
         patcher = self.loaded_patcher()
-        for holder in (*self._holders(patcher.patches_uuid), patched.unet):
-            for key in fusion.contributions:
-                holder.patches[key] = fusion.others_in(holder, key)
         try:
             self._rewrite(patcher, fusion.contributions, fusion)
         except BaseException:
@@ -157,20 +167,6 @@ class ModelPatcherEngine(Engine):
         for patcher in self.patchers():
             _forget_what_is_merged(patcher)
 
-    def _holders(self, state: uuid.UUID) -> list[Any]:
-        """The patchers whose entries are those that the model was loaded with: the host may ask any
-        of them when it moves layers between devices, or prepares the next pass."""
-        engine = self.engine()
-        asked = {
-            id(patcher): patcher
-            for patcher in (
-                self.loaded_patcher(),
-                engine.forge_objects.unet,
-                engine.forge_objects_after_applying_lora.unet,
-            )
-        }
-        return [patcher for patcher in asked.values() if patcher.patches_uuid == state]
-
     def _rewrite(self, patcher: Any, keys: Iterable[str], fusion: _Fusion) -> None:
         """Lets the weights of the model be what the patcher's entries for ``keys`` say now."""
         with synchronized(patcher.load_device), torch.inference_mode():
@@ -178,10 +174,8 @@ class ModelPatcherEngine(Engine):
                 module = module_of(patcher.model, key, fusion.modules)
                 functions = _functions_for(module, key)
                 for function in functions:
-                    # Of the clone that was loaded first, when this layer got its function.
-                    function.patches[key] = list(patcher.patches[key])
                     getattr(function, "clear_prepared", lambda: None)()  # later ComfyUIs'
-                if not functions:
+                if not functions and key in patcher.backup:
                     self._merge(patcher, key, module)
 
     def _merge(self, patcher: Any, key: str, module: Any) -> None:
@@ -195,7 +189,7 @@ class ModelPatcherEngine(Engine):
         if _can_be_overwritten(module, name, backup):
             try:
                 weight.data.copy_(backup)
-                if patcher.patches[key]:
+                if patcher.patches.get(key):
                     patcher.patch_weight_to_device(
                         key, device_to=patcher.load_device, inplace_update=True
                     )
@@ -212,7 +206,7 @@ class ModelPatcherEngine(Engine):
             weight.data.copy_(backup)
         else:
             setattr(module, name, torch.nn.Parameter(backup, requires_grad=False))
-        if patcher.patches[key]:
+        if patcher.patches.get(key):
             patcher.patch_weight_to_device(key, device_to=patcher.load_device)
 
 
@@ -242,9 +236,10 @@ def _forget_what_is_merged(patcher: Any) -> None:
         patcher.model.current_weight_patches_uuid = uuid.uuid4()
 
 
-def _are_same(entries: Sequence[Entry], others: Sequence[Entry]) -> bool:
-    """Whether two lists hold the very same entries; comparing them would compare tensors."""
-    return len(entries) == len(others) and all(map(operator.is_, entries, others))
+def _is_in(fusion: _Fusion, patcher: Any) -> bool:
+    """Whether a patcher is a clone of one with the fusion."""
+    entries = patcher.patches.get(next(iter(fusion.contributions)))
+    return getattr(entries, "present", None) == fusion.present
 
 
 def _functions_for(module: Any, key: str) -> list[Any]:

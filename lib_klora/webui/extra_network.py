@@ -1,11 +1,12 @@
-"""The ``<klora:…>`` tag as the host's extra network (modules/extra_networks.py of both)."""
+"""The ``<klora:…>`` tag as the host's extra network (modules/extra_networks.py)."""
 
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
-from modules import extra_networks, processing
+from modules import extra_networks, processing, shared
 
 from .. import infotext
 from ..errors import KLoraError
@@ -39,11 +40,13 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
 
     def activate(self, p: Any, params_list: list) -> None:
         self._follow_lora()
-        tags = [params.items for params in params_list]
+        tags = [list(params.items) for params in params_list]
         try:
             settings: Settings | KLoraError = _settings_of(p, bool(tags))
         except KLoraError as error:
             settings = error
+        if self.session.is_sampling(p):
+            tags, settings = _for_refiner(tags, settings)
         self.session.activate(p, tags, settings, start_of(p))
         self._tell_caches(p)
 
@@ -133,6 +136,28 @@ def _settings_of(p: Any, has_tags: bool) -> Settings:
             "says that tags need it: switch one of the two on."
         )
     return settings.for_hires() if getattr(p, "is_hr_pass", False) else settings
+
+
+def _for_refiner(
+    tags: list[list[str]], settings: Settings | KLoraError
+) -> tuple[list[list[str]], Settings | KLoraError]:
+    """The names of the LoRAs as the refiner is to have them: Forge Neo has an option for that, with
+    a line ``before=after`` for each replacement, and applies it to the ``<lora:>`` tags by itself
+    (sd_samplers_common.py, apply_lora_for_refiner)."""
+    lines = str(getattr(shared.opts, "refiner_lora_replacement", "")).splitlines()
+    replacements = [[part.strip() for part in line.split("=", 1)] for line in lines if "=" in line]
+
+    def renamed(name: str) -> str:
+        for before, after in replacements:
+            name = name.replace(before, after) if before else name
+        return name
+
+    tags = [[renamed(items[0]), *items[1:]] if items else items for items in tags]
+    if isinstance(settings, Settings):
+        settings = replace(
+            settings, content=renamed(settings.content), style=renamed(settings.style)
+        )
+    return tags, settings
 
 
 def _accordion_of(p: Any, has_tags: bool) -> Settings:

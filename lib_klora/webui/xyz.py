@@ -1,4 +1,5 @@
-"""The settings as axes of the host's X/Y/Z plot (scripts/xyz_grid.py of both)."""
+"""The settings as axes of the host's X/Y/Z plot: xyz_grid.py, in scripts or in an extension of its
+own (extensions-builtin/xyz)."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ _ATTRIBUTE = "klora_axes"
 def add_axes(host: Any) -> None:
     """Adds the axes to the plot's list. Without that script there is nothing to add to."""
     for data in scripts.scripts_data:
-        if Path(data.path).name == "xyz_grid.py":
+        if Path(data.path).name == "xyz_grid.py" and hasattr(data.module, "axis_options"):
             for name in AXES:
                 data.module.axis_options.append(_axis(data.module, BY_NAME[name], host))
             return
@@ -71,7 +72,6 @@ def _axis(xyz: Any, field: Field, host: Any) -> Any:
         f"[K-LoRA] {field.label}",
         kind,
         apply,
-        format_value=xyz.format_value_add_label,
         confirm=confirm,
         cost=0.5 if field.name in LORAS else 0.0,
         choices=choices,
