@@ -1,7 +1,8 @@
 # make demo          K-LoRA seen in a small world: one picture, a page, a table of scores
-# make test          everything that needs no WebUI, then the live tests of each WebUI that is found
-# make live HOST=…   the live tests against one installed WebUI: a1111 or forge; KLORA_DEVICE=second
-#                    on a second device with a GPU's rules, built with a C++ compiler and ninja
+# make test          everything that needs no WebUI, then a few minutes in each WebUI that is found
+# make live HOST=…   all tests in one installed WebUI: a1111, forge, neo, neo-2025 or reforge; without
+#                    HOST in all of them; KLORA_DEVICE=second on a second device with a GPU's rules,
+#                    built with a C++ compiler and ninja
 # make bench         analysis and switching, measured; QUICK=1 in about two minutes, HOSTS=1 real hosts too
 # make screenshots   the README's pictures of the page
 # make lint          ruff
@@ -9,23 +10,20 @@
 # make evaluate      docs/EVALUATION.md: K-LoRA against the other ways, in the small world
 # make playground-train  the small world's model, LoRAs and judges, made anew from a seed
 
-# The first Python from 3.10 to 3.12 that runs.
-PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10; do $$p -c \
-  'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+# The first Python from 3.10 to 3.13 that runs.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.10; do $$p -c \
+  'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
   && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 CORES := $(shell getconf _NPROCESSORS_ONLN)
+RECORDS = $(shell $(PYTHON) tests/live/hosts.py)
 
-.PHONY: demo test core live live-a1111 live-forge lint bench screenshots docs evaluate \
-  playground-train clean
+.PHONY: demo test core smoke live lint bench screenshots docs evaluate playground-train clean
 .DELETE_ON_ERROR:
 
-# Two hosts side by side on two cores need almost half an hour: what has not begun after 26 minutes
-# is skipped, and reported.
-test: export KLORA_LIVE_UNTIL := $(shell expr $$(date +%s) + 1560)
-test: core live
+test: core smoke
 
 core: $(VENV)/ready lint
 	$(BIN)/python -m pytest tests/core
@@ -33,14 +31,21 @@ core: $(VENV)/ready lint
 demo: $(VENV)/ready
 	OMP_NUM_THREADS=$(CORES) $(BIN)/python -m playground.demo
 
-# Both hosts side by side, each one's output in one piece.
-live: $(VENV)/ready
-	$(if $(filter-out a1111 forge,$(HOST)),$(error There are no live tests for HOST=$(HOST): \
-	  call make live with HOST=a1111 or HOST=forge, or without HOST for both))
-	$(MAKE) -j2 --output-sync=target $(if $(HOST),live-$(HOST),live-a1111 live-forge)
+# Two hosts side by side, each one's output in one piece.
+smoke: $(VENV)/ready
+	$(MAKE) -k -j2 --output-sync=target $(RECORDS:%=smoke-%)
 
-live-a1111 live-forge: live-%: $(VENV)/ready
-	$(BIN)/python -m pytest tests/live --host $*
+smoke-%: $(VENV)/ready
+	$(BIN)/python -m pytest tests/live --host $* -m smoke
+
+# One host after the other, each with two servers side by side.
+live: $(VENV)/ready
+	$(if $(filter-out $(RECORDS),$(HOST)),$(error There are no live tests for HOST=$(HOST): call make \
+	  live with HOST= and one of $(RECORDS), or without HOST for all of them))
+	$(MAKE) -k $(patsubst %,live-%,$(or $(HOST),$(RECORDS)))
+
+live-%: $(VENV)/ready
+	$(BIN)/python -m pytest tests/live --host $* -n 2 --dist loadgroup
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -52,7 +57,7 @@ docs: $(VENV)/ready
 	cp build/demo/demo.png docs/demo.png
 
 $(VENV)/ready: requirements-dev.txt tools/setup_venv.py
-	$(if $(PYTHON),,$(error There is no Python from 3.10 to 3.12 on the PATH: \
+	$(if $(PYTHON),,$(error There is no Python from 3.10 to 3.13 on the PATH: \
 	  install one, or call make with PYTHON=/path/to/python3.11))
 	$(PYTHON) tools/setup_venv.py $(VENV)
 	touch $@

@@ -160,7 +160,7 @@ def draw(report: dict, folder: Path) -> list[str]:
 
 
 def measure_hosts(quick: bool) -> list[dict]:
-    from hosts import bench_hosts
+    from in_hosts import bench_hosts
 
     return bench_hosts(rounds=3 if quick else 12, memory_repeats=0 if quick else 2)
 

@@ -1,84 +1,34 @@
 """Fixtures for tests against an installed WebUI; see webui.py for where it is looked for.
 
-`--host a1111` (or HOST=a1111) chooses one host. Each host gets one server for the session, and
-build/live/<host>.json tells how its tests went. KLORA_DEVICE=second runs them on a second device
-(second_device/launch.py), in build/live-second. KLORA_LIVE names another folder than these, for a
-second run at the same time.
+`--host a1111` (or HOST=a1111) chooses one host. Each host gets one server for the session, or one
+for each worker of pytest-xdist (`-n 2 --dist loadgroup`), and build/live/<host>.json tells how its
+tests went. KLORA_DEVICE=second runs them on a second device (second_device/launch.py), in
+build/live-second. KLORA_LIVE names another folder than these, for a second run at the same time.
+
+`-m smoke` runs what `make test` does: each invariant of K-LoRA once, and the page once.
 """
 
 import json
 import os
 import re
-import time
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple
 
 import make_loras
 import pytest
 from browser import Page, chromium
-from webui import DEVICE, HERE, HOSTS, LAUNCH, REPOSITORY, WebUI, commit, find, locate
+from hosts import HOSTS
+from webui import DEVICE, HERE, LAUNCH, REPOSITORY, WebUI, commit, find, locate
 
 FOLDER = "live" if DEVICE == "cpu" else f"live-{DEVICE}"
 BUILD = Path(os.environ.get("KLORA_LIVE") or REPOSITORY / "build" / FOLDER)
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 outcomes = {}
-
-
-class Model(NamedTuple):
-    """A checkpoint, how it is stored, and the LoRA files that fit it."""
-
-    checkpoint: str
-    family: str
-    options: Mapping = MappingProxyType({})
-
-    def lora(self, name):
-        """The name of one of its LoRA files."""
-        return f"{self.family}_{name}"
-
-
-E4M3 = "float8-e4m3fn"
-MODELS = {
-    "a1111": {
-        "sd15": Model("tiny_sd15", "sd15"),
-        "sdxl": Model("tiny_sdxl", "sdxl"),
-        "sdxl_full": Model("tiny_sdxl_full", "sdxl_full"),
-        "sd15_fp8": Model("tiny_sd15", "sd15", {"fp8_storage": "Enable"}),
-        "sd15_fp8_cache": Model(
-            "tiny_sd15", "sd15", {"fp8_storage": "Enable", "cache_fp16_weight": True}
-        ),
-    },
-    "forge": {
-        "sd15": Model("tiny_sd15", "sd15"),
-        "sdxl": Model("tiny_sdxl", "sdxl"),
-        "flux": Model("tiny_flux", "flux"),
-        "flux_gguf": Model("tiny_flux_q8_0.gguf", "flux"),
-        "sd15_fp8": Model("tiny_sd15", "sd15", {"forge_unet_storage_dtype": E4M3}),
-        "sd15_fp8_online": Model(
-            "tiny_sd15", "sd15", {"forge_unet_storage_dtype": f"{E4M3} (fp16 LoRA)"}
-        ),
-        "flux_fp8": Model("tiny_flux", "flux", {"forge_unet_storage_dtype": E4M3}),
-    },
-}
-if DEVICE == "second":
-    # On a device without autocast AUTOMATIC1111 computes once with a merged weight before it rounds
-    # it to fp8 (modules/devices.py, manual_cast): no `<lora:>` makes the same picture twice there.
-    for name in ("sd15_fp8", "sd15_fp8_cache"):
-        del MODELS["a1111"][name]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup():
-    """``make test`` has to end: what is left when its time is up is skipped, and says so."""
-    until = os.environ.get("KLORA_LIVE_UNTIL")
-    if until and time.time() > float(until):
-        pytest.skip("make test has used up its 26 minutes; make live runs everything")
 
 
 def pytest_addoption(parser):
     """--host."""
-    parser.addoption("--host", choices=HOSTS, help="run the live tests on this WebUI only")
+    parser.addoption("--host", choices=[*HOSTS], help="run the live tests on this WebUI only")
 
 
 def pytest_configure(config):
@@ -88,15 +38,33 @@ def pytest_configure(config):
             f"There is no KLORA_DEVICE={DEVICE}: use {' or '.join(LAUNCH)}, or leave it out."
         )
     config.addinivalue_line("markers", "live: needs an installed WebUI")
-    config.addinivalue_line("markers", "models(regex): which of the models (by id) to run with")
+    for marker in (
+        "models(regex, smoke=regex): which of the models (by id) to run with, and to smoke with",
+        "needs(capability): skip it on hosts that do not have that one of hosts.CAPABILITIES",
+        "smoke: one of the few live tests that make test runs",
+    ):
+        config.addinivalue_line("markers", marker)
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what lies in this folder, and let each host have its tests in one go."""
+    """Mark what lies in this folder; let each host have its tests in one go, and within a file each
+    of its models: to load another one takes longer than many a test."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker("live")
-    items.sort(key=host_of)
+            item.add_marker(pytest.mark.xdist_group("-".join(group_of(item))))
+            item.user_properties.append(("host", host_of(item)))
+    first = {}
+    for number, item in enumerate(items):
+        for group in (group_of(item), group_of(item)[:2]):
+            first.setdefault(group, number)
+    items.sort(key=lambda item: (host_of(item), first[group_of(item)[:2]], first[group_of(item)]))
+
+
+def group_of(item):
+    """Host, file and model of a test: tests that have these in common follow each other."""
+    named = item.callspec.params if hasattr(item, "callspec") else {}
+    return host_of(item), item.path.stem, str(named.get("model", ""))
 
 
 def host_of(item):
@@ -112,25 +80,43 @@ def pytest_generate_tests(metafunc):
     names = metafunc.fixturenames
     if "model" in names:
         marker = metafunc.definition.get_closest_marker("models")
-        wanted = re.compile(marker.args[0] if marker else "")
-        cases = [(host, id) for host in hosts for id in MODELS[host] if wanted.match(id)]
+        wanted = re.compile(marker.args[0] if marker and marker.args else "")
+        smoke = marker and marker.kwargs.get("smoke")
+        cases = [
+            pytest.param(host, id, marks=pytest.mark.smoke if smoke and re.match(smoke, id) else ())
+            for host in hosts
+            for id in ids_of(host, wanted) or [f"none is {wanted.pattern}"]
+        ]
         metafunc.parametrize(("host", "model"), cases, indirect=True)
     elif "host" in names:
         metafunc.parametrize("host", hosts, indirect=True)
 
 
+def ids_of(host, wanted):
+    """The ids of a host's models that a regex wants and the device can sample with."""
+    models = HOSTS[host].models
+    return [id for id, model in models.items() if wanted.match(id) and DEVICE in model.devices]
+
+
 @pytest.fixture
 def host(request):
-    """The name of a host that is installed."""
-    if find(request.param) is None:
-        pytest.skip(locate(request.param).missing)
-    return request.param
+    """The record of a host that is installed, and that can do what the test needs."""
+    record = HOSTS[request.param]
+    if find(record.name) is None:
+        pytest.skip(locate(record.name).missing)
+    for marker in request.node.iter_markers("needs"):
+        for capability in marker.args:
+            if not record.can(capability):
+                pytest.skip(record.lacks[capability])
+    return record
 
 
 @pytest.fixture
 def model(request, host):
-    """A `Model` of the host."""
-    return MODELS[host][request.param]
+    """One of the host's models."""
+    if request.param not in host.models:
+        pytest.skip(f"of {host.title}'s models {request.param}")
+    return host.models[request.param]
 
 
 @pytest.fixture(scope="session")
@@ -145,10 +131,11 @@ def running():
 @pytest.fixture
 def server(host, running):
     """The host's server, with the tiny checkpoints and LoRA files; started on first use."""
-    if running and running[0].host != host:
+    if running and running[0].host is not host:
         running.pop().stop()
     if not running:
-        server = WebUI(find(host), BUILD / host)
+        data = BUILD / "-".join(filter(None, (host.name, WORKER)))
+        server = WebUI(find(host.name), data, shared=BUILD / host.name)
         server.make_models()
         make_loras.write_set(server.checkpoints, server.loras)
         server.start()
@@ -160,11 +147,8 @@ def server(host, running):
 def webui(server, request):
     """The server, with the test's `model` or tiny_sd15 loaded; its log is shown if a test fails."""
     mark = server.mark()
-    if "model" in request.fixturenames:
-        model = request.getfixturevalue("model")
-        server.load(model.checkpoint, **model.options)
-    else:
-        server.load("tiny_sd15")
+    named = "model" in request.fixturenames
+    server.load(request.getfixturevalue("model") if named else server.host.models["sd15"])
     yield server
     print(server.log_since(mark)[-8000:])
 
@@ -184,18 +168,16 @@ def page(webui, browser):
     page.close()
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item, call):
+def pytest_runtest_logreport(report):
     """Count how each host's tests end."""
-    report = (yield).get_result()
-    host = host_of(item)
+    host = dict(report.user_properties).get("host")
     if host and (report.when == "call" or not report.passed):
-        outcomes.setdefault(host, {})[item.nodeid] = report.outcome
+        outcomes.setdefault(host, {})[report.nodeid] = report.outcome
 
 
 def pytest_sessionfinish():
-    """Write build/live/<host>.json."""
-    for host, ends in outcomes.items():
+    """Write build/live/<host>.json. Workers tell their results to the process that writes it."""
+    for host, ends in outcomes.items() if not WORKER else ():
         count = Counter(ends.values())
         install = find(host)
         result = {

@@ -22,9 +22,8 @@ def always(role):
 
 
 def checkpoint_of(webui):
-    """The file of the loaded checkpoint; a GGUF file has the layers of the one it comes from."""
-    name = webui.loaded[0].replace("_q8_0.gguf", ".safetensors")
-    return webui.checkpoints / name
+    """A file with the layers of the loaded checkpoint."""
+    return webui.checkpoints / webui.loaded.plain_file
 
 
 def choice(webui, content, style, **how):

@@ -1,26 +1,30 @@
 """Make the tiny random checkpoints that the live tests sample with.
 
-    <the WebUI's python> make_models.py forge|a1111 WEBUI_FOLDER DATA_FOLDER
+    <the WebUI's python> make_models.py HOST WEBUI_FOLDER DATA_FOLDER
 
 Key names, block layout and file layout are those of the real models, so every LoRA key name is a
 real one; only widths and text encoder depths are small. The hosts take the sizes of text encoder
 and VAE from configuration files, so small versions of those are written to DATA_FOLDER/tiny, and
 probe/scripts/tiny_models.py points the running host there.
 
-both    tiny_sd15, tiny_sd15_b (other weights), tiny_sdxl
-a1111   tiny_sd15_c (other weights, with a .yaml of its own), tiny_sdxl_full (70 transformers)
-forge   tiny_flux.safetensors, tiny_flux_q8_0.gguf (transformer only; they need the files
-        text_encoder/tiny_clip_l, text_encoder/tiny_t5 and VAE/tiny_ae). Its tiny_sdxl is full.
+all           tiny_sd15, tiny_sd15_b (other weights), tiny_sdxl (70 transformers; AUTOMATIC1111: 19)
+AUTOMATIC1111 tiny_sd15_c (other weights, with a .yaml of its own), tiny_sdxl_full (70 transformers)
+Forge, Neo    tiny_flux.safetensors, tiny_flux_q8_0.gguf (transformer only; they need the files
+              text_encoder/tiny_clip_l, text_encoder/tiny_t5 and VAE/tiny_ae)
 """
 
 import argparse
 import gzip
+import inspect
 import json
 import math
 import os
 import shutil
 import sys
+from copy import deepcopy
 from pathlib import Path
+
+from hosts import HOSTS
 
 RECIPE = "1"  # raise it when a change here must remake the files
 
@@ -28,20 +32,22 @@ RECIPE = "1"  # raise it when a change here must remake the files
 def main():
     """Make what is missing and note the recipe, so that the next call returns at once."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("host", choices=["forge", "a1111"])
+    parser.add_argument("host", choices=HOSTS)
     parser.add_argument("webui", type=Path)
     parser.add_argument("data", type=Path)
     args = parser.parse_args()
     args.webui, args.data = args.webui.absolute(), args.data.absolute()
+    host = HOSTS[args.host]
     stamp = args.data / "tiny" / "recipe"
     if stamp.is_file() and stamp.read_text() == RECIPE:
         return
     for folder in ("tiny", "models/Stable-diffusion", "models/text_encoder", "models/VAE"):
         (args.data / folder).mkdir(parents=True, exist_ok=True)
     os.chdir(args.webui)
-    sys.argv = ["launch.py", "--skip-torch-cuda-test"]  # the host's modules read the command line
-    sys.path.insert(0, str(args.webui))
-    {"forge": make_forge, "a1111": make_a1111}[args.host](args.webui, args.data)
+    # The host's modules read the command line.
+    sys.argv = ["launch.py", "--skip-torch-cuda-test", *host.arguments]
+    sys.path[:0] = [str(args.webui / folder) for folder in ("", *host.packages)]
+    globals()[host.maker](args.webui, args.data)
     stamp.write_text(RECIPE)
 
 
@@ -81,7 +87,7 @@ def edit_json(source, target, **changes):
     target.write_text(json.dumps({**content, **changes}, indent=1), encoding="utf8")
 
 
-# Forge ------------------------------------------------------------------------------------------
+# the Forges -------------------------------------------------------------------------------------
 
 CHANNELS = 64
 CLIP_WIDTH = 64
@@ -90,6 +96,18 @@ CLIP_SMALL = dict(CLIP, hidden_size=CLIP_WIDTH, intermediate_size=128, projectio
 CLIP_FLUX = dict(CLIP, intermediate_size=256)  # a CLIP-L file of its own is known by its 768
 T5 = {"num_layers": 2, "d_model": 64, "d_ff": 128, "num_heads": 1}
 VAE = {"block_out_channels": [32] * 4, "layers_per_block": 1}
+VAE_LDM = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 64,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 32,
+    "ch_mult": [1] * 4,
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
 SD15, SDXL = "runwayml/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
 FLUX = "black-forest-labs/FLUX.1-dev"
 CONFIGS = {
@@ -127,13 +145,13 @@ TRANSFORMER = {
     "theta": 10000,
     "qkv_bias": True,
     "guidance_embed": True,
+    "out_channels": 16,
+    "patch_size": 2,
 }
 
 
-def make_forge(webui, data):
-    """Write Forge's small configurations, checkpoints and GGUF file."""
-    sys.path[:0] = [str(webui / "packages_3rdparty")]
-    sys.argv.append("--always-cpu")
+def make_backend(webui, data):
+    """Write the small configurations, checkpoints and GGUF file of a host with Forge's backend."""
     import torch
     from backend.nn.flux import IntegratedFluxTransformer2DModel
     from backend.nn.t5 import T5 as T5Model
@@ -166,7 +184,6 @@ def make_forge(webui, data):
     def unet(config):
         return shapes(IntegratedUNet2DConditionModel, **config)
 
-    checkpoints = data / "models" / "Stable-diffusion"
     sd15 = {
         **prefixed("model.diffusion_model.", unet(UNET_SD15)),
         **prefixed("cond_stage_model.transformer.", clip(SD15)),
@@ -178,10 +195,11 @@ def make_forge(webui, data):
         **prefixed("conditioner.embedders.1.model.", openclip(**CLIP_SMALL)),
         **prefixed("first_stage_model.", vae(SDXL)),
     }
-    for name, tensors, seed in (("sd15", sd15, 1), ("sd15_b", sd15, 2), ("sdxl", sdxl, 3)):
-        save_file(random_weights(tensors, seed), checkpoints / f"tiny_{name}.safetensors")
-
-    flux = random_weights(shapes(IntegratedFluxTransformer2DModel, **TRANSFORMER), 4)
+    save_stable_diffusion(data, sd15, sdxl)
+    checkpoints = data / "models" / "Stable-diffusion"
+    known = inspect.signature(IntegratedFluxTransformer2DModel).parameters  # Neo asks for more
+    config = {name: value for name, value in TRANSFORMER.items() if name in known}
+    flux = random_weights(shapes(IntegratedFluxTransformer2DModel, **config), 4)
     save_file(prefixed("model.diffusion_model.", flux), checkpoints / "tiny_flux.safetensors")
     save_gguf(flux, checkpoints / "tiny_flux_q8_0.gguf")
     encoders = data / "models" / "text_encoder"
@@ -189,6 +207,52 @@ def make_forge(webui, data):
     save_file(random_weights(clip(FLUX), 5), encoders / "tiny_clip_l.safetensors")
     save_file(random_weights(shapes(T5Model, t5), 6), encoders / "tiny_t5.safetensors")
     save_file(random_weights(vae(FLUX), 7), data / "models" / "VAE" / "tiny_ae.safetensors")
+
+
+def make_reforge(webui, data):
+    """Write reForge's small configurations and checkpoints."""
+    from ldm_patched.modules import args_parser
+
+    args_parser.args = args_parser.parser.parse_known_args()[0]
+    import torch
+    from ldm_patched.ldm.models.autoencoder import AutoencoderKL
+    from ldm_patched.ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tiny = data / "tiny"
+    # SDXL takes the 11th layer's result from the one, and the last but one's from the other.
+    first, second = (dict(CLIP_SMALL, num_hidden_layers=layers) for layers in (12, 3))
+    for name, encoder in (("sd1_clip_config.json", first), ("clip_config_bigg.json", second)):
+        edit_json(webui / "ldm_patched" / "modules" / name, tiny / name, **encoder)
+    vae = {"embed_dim": 4, "ddconfig": VAE_LDM}
+    (tiny / "vae.json").write_text(json.dumps({"params": vae}))
+
+    with torch.device("meta"):
+        clip = CLIPTextModel(CLIPTextConfig.from_json_file(tiny / "sd1_clip_config.json"))
+        unets = [  # which empty the lists that they are given
+            UNetModel(image_size=32, legacy=False, device="meta", **deepcopy(config))
+            for config in (UNET_SD15, UNET_SDXL)
+        ]
+        vae = AutoencoderKL(**vae).state_dict()
+    clip = clip.state_dict()
+    if "text_model.final_layer_norm.weight" not in clip:  # newer transformers leave the prefix out
+        clip = prefixed("text_model.", clip)
+    sd15, sdxl = (prefixed("model.diffusion_model.", unet.state_dict()) for unet in unets)
+    sd15.update(prefixed("cond_stage_model.transformer.", clip))
+    sdxl.update(prefixed("conditioner.embedders.0.transformer.", clip))
+    sdxl.update(prefixed("conditioner.embedders.1.model.", openclip(**second)))
+    for tensors in (sd15, sdxl):
+        tensors.update(prefixed("first_stage_model.", vae))
+    save_stable_diffusion(data, sd15, sdxl)
+
+
+def save_stable_diffusion(data, sd15, sdxl):
+    """Write two checkpoints of the one kind and one of the other, from names and shapes."""
+    from safetensors.torch import save_file
+
+    for name, tensors, seed in (("sd15", sd15, 1), ("sd15_b", sd15, 2), ("sdxl", sdxl, 3)):
+        path = data / "models" / "Stable-diffusion" / f"tiny_{name}.safetensors"
+        save_file(random_weights(tensors, seed), path)
 
 
 def openclip(hidden_size, intermediate_size, num_hidden_layers, vocabulary=49408, **_):
@@ -359,20 +423,8 @@ def module(target, **params):
 
 def vae_config(target):
     """A VAE with the real one's levels."""
-    sizes = {
-        "double_z": True,
-        "z_channels": 4,
-        "resolution": 64,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": 32,
-        "ch_mult": [1] * 4,
-        "num_res_blocks": 1,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    }
     loss = module("torch.nn.Identity")
-    return module(target, embed_dim=4, monitor="val/rec_loss", lossconfig=loss, ddconfig=sizes)
+    return module(target, embed_dim=4, monitor="val/rec_loss", lossconfig=loss, ddconfig=VAE_LDM)
 
 
 def unet_config(**params):

@@ -112,9 +112,8 @@ def test_every_setting_reaches_the_picture(webui):
     assert len(set(seen.values())) == len(seen), seen
 
 
-def test_an_infotext_makes_the_same_picture_again(webui, host):
-    if host != "a1111":
-        pytest.skip("Forge's API fails on the field `infotext`; its page is tested elsewhere")
+@pytest.mark.needs("infotext field")
+def test_an_infotext_makes_the_same_picture_again(webui):
     fields = script(
         content=PAIR[0], style=PAIR[1], alpha=2, beta=0.8, gamma="authors", top_k=3,
         text_encoder=False, style_weight=0.7,

@@ -81,7 +81,13 @@ def assert_one_sentence(webui, base, word, **fields):
     assert good.sha != base.sha
 
 
-@pytest.mark.parametrize("what", PROMPTS)
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(what, marks=pytest.mark.smoke if what == "an unknown name" else ())
+        for what in PROMPTS
+    ],
+)
 def test_in_the_prompt(webui, what):
     prompt, word = PROMPTS[what]
     assert_one_sentence(webui, webui.txt2img(), word, prompt=prompt)
@@ -112,10 +118,9 @@ def test_a_file_that_cannot_be_read(webui):
         webui.refresh_loras()
 
 
-def test_a_file_that_the_host_refuses_is_told_with_its_reason(webui, host):
+@pytest.mark.needs("one refusal for a file")
+def test_a_file_that_the_host_refuses_is_told_with_its_reason(webui):
     """A layer of no type that AUTOMATIC1111 knows costs the whole file there, in `<lora:>` too."""
-    if host != "a1111":
-        pytest.skip("Forge leaves such a layer out")
     path = webui.loras / "sd15_content_odd.safetensors"
     odd = {"lora_unet_mid_block_attentions_0_proj_in.odd": torch.zeros(1)}
     save_file({**load_file(webui.loras / f"{PAIR[0]}.safetensors"), **odd}, path)
@@ -137,12 +142,13 @@ def test_everything_else_the_prompt_asks_for_is_there(webui):
 
 
 def test_a_spelling_that_the_host_does_not_apply_gets_a_sentence(webui, host):
-    """PEFT's `unet.….lora_A` is read by neither host, old diffusers' names not by A1111."""
-    names = ["sd15_style_peft"] + (["sd15_style_diffusers"] if host == "a1111" else [])
+    """PEFT's `unet.….lora_A` is read by no host, old diffusers' names not by A1111."""
+    applied = host.can("old diffusers names")
+    names = ["sd15_style_peft"] + ([] if applied else ["sd15_style_diffusers"])
     base = webui.txt2img()
     for name in names:
         assert_one_sentence(webui, base, name, prompt=tags("sd15_content", name))
-    if host == "forge":
+    if applied:
         result = webui.txt2img(prompt=tags("sd15_content", "sd15_style_diffusers"))
         assert "K-LoRA error" not in result.infotexts[0]
 

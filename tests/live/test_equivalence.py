@@ -28,6 +28,7 @@ def pair(model):
     return model.lora("content"), model.lora("style")
 
 
+@pytest.mark.models(smoke="sd15$")
 @pytest.mark.parametrize("role", ["content", "style"])
 def test_one_winner_everywhere_is_that_lora(webui, model, pair, role):
     winner = pair[role == "style"]
@@ -38,6 +39,7 @@ def test_one_winner_everywhere_is_that_lora(webui, model, pair, role):
     assert result.sha != webui.txt2img().sha
 
 
+@pytest.mark.models(smoke="sd15$")
 def test_a_fixed_choice_is_the_file_composed_of_the_winners(webui, model, pair):
     """α = 0 and a β between two layers' ratios, so that both files win layers."""
     reading = choice(webui, *pair)
@@ -59,6 +61,7 @@ def test_a_fixed_choice_is_the_file_composed_of_the_winners(webui, model, pair):
     assert result.sha == wanted.sha
 
 
+@pytest.mark.models(smoke="sd15$")
 def test_at_every_step_every_layer_is_what_its_lora_makes_of_it(webui, model, pair):
     """The default α and β, all storage types: the raw weights of each model call."""
     assert_every_step(webui, pair)
@@ -70,6 +73,7 @@ def test_a_bias_of_one_file_goes_with_it(webui, model):
     assert_every_step(webui, (model.lora("style_full"), model.lora("content")), layers=is_attention)
 
 
+@pytest.mark.needs("room for online LoRAs")
 @pytest.mark.models("sd15_fp8_online")
 def test_room_is_kept_for_the_larger_lora(webui, model, pair):
     """Where the host adds LoRAs at every forward, it makes room for what the layers have before the
@@ -155,10 +159,9 @@ def test_a_weight_scales_what_is_applied_and_not_the_choice(webui):
         assert_weights(call["weights"], wanted, reading.step(i, STEPS), base)
 
 
-def test_weights_that_an_extension_sets_by_name_are_those_of_lora_tags(webui, host):
+@pytest.mark.needs("networks")
+def test_weights_that_an_extension_sets_by_name_are_those_of_lora_tags(webui):
     """sd-webui-loractl gives every network that is called as in a `<lora:>` that tag's weight."""
-    if host != "a1111":
-        pytest.skip("Forge has no networks")
     lora = f"a cat <lora:{PAIR[0]}:1>"
     webui.next(weights_of={PAIR[0]: 0.5})
     assert webui.txt2img(prompt=lora).sha == webui.txt2img(prompt=lora.replace(":1", ":0.5")).sha
@@ -223,6 +226,7 @@ def test_layers_of_one_file_can_be_dropped(webui):
     assert len({base.sha, kept.sha, dropped.sha}) == 3
 
 
+@pytest.mark.needs("flux")
 @pytest.mark.parametrize(
     ("content", "style"),
     [
@@ -233,9 +237,7 @@ def test_layers_of_one_file_can_be_dropped(webui):
 )
 def test_flux_files_that_split_what_the_model_fuses(webui, host, content, style):
     """Both split: every part is a layer of its own. One fused: the whole parameter is."""
-    if host != "forge":
-        pytest.skip("Flux is for Forge")
-    webui.load("tiny_flux")
+    webui.load(host.models["flux"])
     wanted = {}
     for role, name in (("content", content), ("style", style)):
         wanted[role] = webui.capture(role, f"a cat <lora:{name}:1>").sha
@@ -250,11 +252,10 @@ def test_flux_files_that_split_what_the_model_fuses(webui, host, content, style)
         assert webui.txt2img(prompt=tags(content, style), steps=STEPS).sha == swapped.sha
 
 
+@pytest.mark.needs("functional mode")
 @pytest.mark.parametrize("role", ["content", "style"])
-def test_the_hosts_functional_mode(webui, host, role):
+def test_the_hosts_functional_mode(webui, role):
     """AUTOMATIC1111's option that adds LoRAs in each layer's forward instead of to its weight."""
-    if host != "a1111":
-        pytest.skip("Forge shows the option but has no such mode")
     functional = {"lora_functional": True}
     pair = "sd15_content", "sd15_style"
     merged = webui.txt2img(prompt=tags(*pair), steps=STEPS)
@@ -275,7 +276,7 @@ def test_a_pt_file_is_read_through_the_hosts_safe_loader(webui, host):
     webui.refresh_loras()
     try:
         result = webui.txt2img(prompt=tags(name, "sd15_style"))
-        if host == "a1111":
+        if host.can("pickled LoRAs"):
             assert result.sha == webui.txt2img(prompt=tags("sd15_content", "sd15_style")).sha
         else:  # its loader would rename a file that fails, so it is not asked
             assert "not a .safetensors file" in result.infotexts[0]

@@ -37,12 +37,11 @@ known = {}
 
 def known_of(webui, pair):
     """(the oracle, the weights of each role, of none) for a pair, which no method changes."""
-    key = webui.host, repr(webui.loaded), pair
-    if key not in known:
-        known.clear()
+    key = webui.host, webui.loaded, pair
+    if known.get("key") != key:
         weights = wanted_of(webui, *pair), weights_under(webui, "a cat")
-        known[key] = choice(webui, *pair), *weights
-    return known[key]
+        known.update(key=key, found=(choice(webui, *pair), *weights))
+    return known["found"]
 
 
 def scale_at(i, steps, t0=0.0, alpha=1.5, beta=0.5):
@@ -97,12 +96,11 @@ def test_direct_merge_of_files_of_every_kind(webui, content, style):
         assert result.sha == wanted.sha
 
 
+@pytest.mark.needs("flux")
 @pytest.mark.parametrize("content", ["flux_content", "flux_content_split"])
 @pytest.mark.parametrize("style", ["flux_style", "flux_style_split"])
 def test_direct_merge_of_flux_files_that_split_what_the_model_fuses(webui, host, content, style):
-    if host != "forge":
-        pytest.skip("Flux is for Forge")
-    webui.load("tiny_flux")
+    webui.load(host.models["flux"])
     fields = script(method="Direct merge", layers="all")
     result = webui.txt2img(prompt=tags(content, style), alwayson_scripts=fields)
     assert result.sha == webui.txt2img(prompt=f"a cat <lora:{content}:1> <lora:{style}:1>").sha
@@ -321,9 +319,8 @@ def test_the_default_method_comes_from_the_settings_page(webui):
     assert "method=Direct merge" in result.infotexts[0]
 
 
-def test_an_infotext_makes_the_same_picture_again(webui, host):
-    if host != "a1111":
-        pytest.skip("Forge's API fails on the field `infotext`; its page is tested elsewhere")
+@pytest.mark.needs("infotext field")
+def test_an_infotext_makes_the_same_picture_again(webui):
     for more in (dict(method="Without γ"), dict(method="Random selection", seed=5)):
         fields = script(content=PAIR[0], style=PAIR[1], **more)
         first = webui.txt2img(alwayson_scripts=fields)

@@ -240,8 +240,8 @@ def test_hires_with_its_own_schedule(webui):
     from kloras import script
 
     hires = dict(
-        prompt=tags(*PAIR), enable_hr=True, hr_scale=2, hr_upscaler="Latent",
-        denoising_strength=0.7, hr_second_pass_steps=4,
+        prompt=tags(*PAIR), enable_hr=True, hr_scale=2, denoising_strength=0.7,
+        hr_second_pass_steps=4,
     )  # fmt: skip
     plain = webui.txt2img(**hires, alwayson_scripts=script())
     same = webui.txt2img(**hires, alwayson_scripts=script(hires="own", hires_beta=0.5))

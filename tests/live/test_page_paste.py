@@ -78,10 +78,9 @@ def test_send_to_img2img(page):
     assert not any(page.part(name).count() for name in HIRES_VALUES)
 
 
-def test_a_renamed_file_is_found_in_the_hires_prompt_too(page, host):
+@pytest.mark.needs("hires prompt in a paste")
+def test_a_renamed_file_is_found_in_the_hires_prompt_too(page):
     """Beside tags in the prompt, and alone."""
-    if host != "a1111":
-        pytest.skip("Forge's paste leaves the hires prompt empty, whatever is in it")
     loras = page.webui.loras
     hires = {"enable_hr": True, "hr_scale": 1, "denoising_strength": 0.5, "steps": 2}
     (loras / "was_here.safetensors").write_bytes(

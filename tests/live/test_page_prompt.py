@@ -52,7 +52,7 @@ def test_a_new_tag_has_what_the_card_prefers(page, host):
     wishes = {"preferred weight": 0.65, "activation text": "ink, wash", "negative text": "photo"}
     notes.write_text(json.dumps(wishes))
     negative = page.page.locator("#txt2img_neg_prompt textarea")
-    photo = {"a1111": "(photo:1)", "forge": "photo"}[host]
+    photo = host.negative.format("photo")
     try:
         open_cards(page)
         page.page.locator("#txt2img_lora_extra_refresh:visible").first.click()

@@ -97,6 +97,15 @@ def test_no_error_that_the_host_does_not_have_and_nothing_done_while_idle(
         assert count <= plain_idle[what], what
 
 
+@pytest.mark.smoke
+def test_the_accordion_and_a_picture_with_its_map(page, host):
+    page.switch_on()
+    assert page.part("content").is_visible()
+    assert "K-LoRA: " in page.generate(tags(*PAIR))
+    page.wait_report("img.klora-map")
+    assert not [text for text in page.errors if not re.search(host.page_errors, text)]
+
+
 @pytest.mark.parametrize("width", [420, 750])
 def test_it_fits_a_narrow_window(webui, browser, width):
     """The second one has two columns, each of them as narrow as the first window."""
@@ -149,7 +158,7 @@ def test_gradio_4_describes_our_components_but_not_our_events(webui):
     ids = {part["id"]: str(part["props"].get("elem_id")) for part in config["components"]}
     ours = re.compile(r"klora_(preview|defaults|clear_cache|cache_size)$")
     seen, dropdowns = set(), set()
-    for event in config["dependencies"] if webui.host == "forge" else ():
+    for event in config["dependencies"] if webui.host.gradio == 4 else ():
         at = [ids.get(target[0], "") for target in event["targets"]]
         if any(ours.search(name) for name in at):
             seen.update(at)
@@ -158,8 +167,8 @@ def test_gradio_4_describes_our_components_but_not_our_events(webui):
         for part in endpoint["parameters"]:
             if part["label"] in ("Content LoRA", "Style LoRA"):
                 dropdowns.add(json.dumps(part["type"]))
-    assert len(seen) == (2 * 2 + 2 if webui.host == "forge" else 0)
-    assert dropdowns == ({'{"type": "string"}'} if webui.host == "forge" else set())
+    assert len(seen) == (2 * 2 + 2 if webui.host.gradio == 4 else 0)
+    assert dropdowns == ({'{"type": "string"}'} if webui.host.gradio == 4 else set())
 
 
 def test_the_settings_page_has_our_section(webui):

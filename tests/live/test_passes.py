@@ -9,10 +9,9 @@ from kloras import PAIR, Expectation, always, is_attention, recorded, script, ta
 STEPS = 6
 ONE_CALL = (
     "Euler", "Euler a", "DPM++ 2M", "DPM++ 2M SDE", "DPM++ 3M SDE", "LMS", "DPM fast",
-    "DPM adaptive", "DDIM", "DDIM CFG++", "UniPC", "LCM",
+    "DPM adaptive", "DDIM", "DDIM CFG++", "UniPC", "LCM", "IPNDM", "IPNDM_V", "DEIS", "DDPM",
 )  # fmt: skip
 TWO_CALLS = ("Heun", "DPM2", "DPM2 a", "DPM++ SDE", "DPM++ 2S a", "Restart")
-FORGE_ONLY = ("HeunPP2", "IPNDM", "IPNDM_V", "DEIS", "DDPM")
 HEUN_PP2 = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5]
 """Six steps: three calls each, then two, then one."""
 
@@ -34,10 +33,16 @@ def step_of(sampler, call):
     return call // 2 if sampler in TWO_CALLS else call
 
 
-@pytest.mark.parametrize("sampler", [*ONE_CALL, *TWO_CALLS, "PLMS", *FORGE_ONLY])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(name, marks=pytest.mark.smoke if name in ("Euler", "Heun") else ())
+        for name in (*ONE_CALL, *TWO_CALLS, "PLMS", "HeunPP2")
+    ],
+)
 def test_every_sampler(webui, host, expected, sampler):
-    if sampler in FORGE_ONLY and host != "forge":
-        pytest.skip("this WebUI does not have that sampler")
+    if sampler in host.no_samplers:
+        pytest.skip(f"{host.title} does not have the sampler {sampler}")
     result, calls = recorded(webui, prompt=tags(*PAIR), steps=STEPS, sampler_name=sampler)
     assert {call["sampler"] for call in calls} == {sampler}
     assert "K-LoRA error" not in result.infotexts[0]
@@ -222,10 +227,9 @@ def test_each_batch_of_img2img_begins_with_the_base_model_after_a_refiner(webui,
     assert_base_is_back(webui, expected)
 
 
-def test_a_refiner_of_another_kind_drops_every_lora(webui, host, expected):
+@pytest.mark.needs("a refiner drops LoRAs")
+def test_a_refiner_of_another_kind_drops_every_lora(webui, expected):
     """AUTOMATIC1111 loads it anew and clears its LoRAs; then K-LoRA stops as `<lora:>` does."""
-    if host != "a1111":
-        pytest.skip("Forge activates the LoRAs again for every refiner")
     webui.load("tiny_sd15_c")
     refined = Expectation(webui)
     webui.load("tiny_sd15")
@@ -246,8 +250,8 @@ def test_a_refiner_of_another_kind_drops_every_lora(webui, host, expected):
 def test_a_refiner_that_the_loras_do_not_fit_leaves_the_steps_before_it_theirs(
     webui, host, expected
 ):
-    if host != "forge":
-        pytest.skip("the test above is AUTOMATIC1111's")
+    if host.can("a refiner drops LoRAs"):
+        pytest.skip(f"{host.title} is asked by the test above")
     result = webui.txt2img(
         prompt=tags(*PAIR), steps=STEPS, refiner_checkpoint="tiny_sdxl", refiner_switch_at=0.5
     )
@@ -297,9 +301,11 @@ def test_a_nested_generation_without_tags(webui, expected, scripts):
             expected.check(call, call["step"], STEPS)
 
 
-def test_only_what_flips_is_touched(webui, expected):
+@pytest.mark.smoke
+def test_only_what_flips_is_touched(webui, host, expected):
     """Invariant 4, from the weights' own identity: between two steps only layers whose winner
-    changes have been written, and those where they are: new tensors would leave holes in memory."""
+    changes have been written, and those where they are, if the host itself does it so: new tensors
+    would leave holes in memory."""
     webui.next(record=True)
     assert not webui.txt2img(prompt=tags(*PAIR), steps=12).error
     calls = webui.last()
@@ -309,20 +315,19 @@ def test_only_what_flips_is_touched(webui, expected):
         flipped = {layer for layer in plan[i] if plan[i][layer] != plan[i - 1][layer]}
         assert {name.rpartition(".")[0] for name in calls[i]["touched"]} <= flipped
         assert bool(calls[i]["touched"]) == bool(flipped)
-        assert not calls[i]["moved"]
+        assert not calls[i]["moved"] or not host.can("weights in place")
         flips += len(flipped)
     assert flips > 10
 
 
+@pytest.mark.needs("merging between steps")
 @pytest.mark.parametrize(
     ("kind", "pair"),
     [("memory", PAIR), ("memory", ("sd15_style_full", "sd15_content")), ("other", PAIR)],
     ids=["memory", "memory, biases in one file", "other"],
 )
-def test_a_flip_that_fails(webui, host, kind, pair):
+def test_a_flip_that_fails(webui, kind, pair):
     """The host deals with full memory; anything else ends K-LoRA for this picture at once."""
-    if host != "forge":
-        pytest.skip("AUTOMATIC1111 merges in the layers' forward: see test_restoration's raise_at")
     expected = Expectation(webui, *pair, layers=is_attention)
     webui.next(record=True, merge_fails_after=[1, kind])
     result = webui.txt2img(prompt=tags(*pair), steps=12)
@@ -343,11 +348,10 @@ def test_a_flip_that_fails(webui, host, kind, pair):
     expected.check_base(calls[0])
 
 
+@pytest.mark.needs("merging between steps")
 @pytest.mark.parametrize("more", [{}, {"merge_fails_after": [2, "other"]}], ids=["", "fails"])
-def test_weights_change_while_the_device_rests(webui, host, more):
+def test_weights_change_while_the_device_rests(webui, more):
     """A GPU may still read what is written next, or already what is being written."""
-    if host != "forge":
-        pytest.skip("AUTOMATIC1111 gives a device all its orders in one line")
     webui.next(merging=True, **more)
     result = webui.txt2img(prompt=tags(*PAIR) + "<lora:sd15_content:0.5>", steps=STEPS)
     assert ("K-LoRA error" in result.infotexts[0]) == bool(more)
@@ -358,11 +362,10 @@ def test_weights_change_while_the_device_rests(webui, host, more):
             assert note[0] == note[-1] == "wait"
 
 
+@pytest.mark.needs("patchers")
 @pytest.mark.parametrize("merging", ["works", "fails"])
-def test_an_extension_that_samples_with_patchers_of_its_own(webui, host, expected, merging):
+def test_an_extension_that_samples_with_patchers_of_its_own(webui, expected, merging):
     """Forge's Fooocus inpaint, in a part of the steps: its patch stays whatever becomes of us."""
-    if host != "forge":
-        pytest.skip("AUTOMATIC1111 has no patchers")
     theirs = "out.2.weight"
     webui.next(record=True, patchers="clones")
     plain = webui.txt2img(steps=STEPS)
@@ -384,10 +387,9 @@ def test_an_extension_that_samples_with_patchers_of_its_own(webui, host, expecte
     assert_base_is_back(webui, expected)
 
 
-def test_an_extension_that_samples_without_loras(webui, host, expected):
+@pytest.mark.needs("patchers")
+def test_an_extension_that_samples_without_loras(webui, expected):
     """It is told, and no layer is touched."""
-    if host != "forge":
-        pytest.skip("AUTOMATIC1111 has no patchers")
     webui.next(record=True, patchers="original")
     result = webui.txt2img(prompt=tags(*PAIR), steps=STEPS, alwayson_scripts=always("style"))
     assert "another extension samples with a model of its own" in result.infotexts[0]

@@ -29,6 +29,7 @@ def assert_as_fresh(webui, fresh):
     assert webui.txt2img(steps=STEPS).sha == fresh["base"]
 
 
+@pytest.mark.smoke
 def test_after_a_finished_image(webui, fresh):
     result = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
     assert result.sha not in fresh.values()
@@ -48,6 +49,7 @@ def test_after_an_image_that_ended_early(webui, fresh, end, step):
     assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).sha == whole.sha
 
 
+@pytest.mark.smoke
 def test_an_exception_then_a_lora(webui, fresh):
     """The host's own LoRA must not take our weights for its backup."""
     webui.next(raise_at=3)
@@ -67,20 +69,26 @@ def test_after_an_end_while_layers_were_applied(webui, fresh):
     assert_as_fresh(webui, fresh)
 
 
-def test_after_a_layer_that_did_not_find_memory(webui, fresh):
-    """Forge tries again; AUTOMATIC1111 goes on without the layer, and would in later pictures."""
+def test_after_a_layer_that_did_not_find_memory(webui, host, fresh):
+    """Forge tries again; AUTOMATIC1111 goes on without the layer, and would in later pictures;
+    ComfyUI's patcher gives up, for `<lora:>` too."""
     whole = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
     assert_as_fresh(webui, fresh)
     webui.next(apply_fails=[30, 30, "memory"])
     result = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
-    assert (result.sha == whole.sha) == ("K-LoRA error" not in result.infotexts[0])
+    if host.patcher == "ModelPatcher":
+        assert "raised by klora-probe" in result.error
+        assert_as_fresh(webui, fresh)
+        webui.next(apply_fails=[30, 30, "memory"])
+        assert webui.txt2img(prompt="a cat <lora:sd15_style:1>", steps=STEPS).error
+    else:
+        assert (result.sha == whole.sha) == ("K-LoRA error" not in result.infotexts[0])
     assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).sha == whole.sha
 
 
-def test_after_a_bias_that_could_not_be_backed_up(webui, host, fresh):
+@pytest.mark.needs("backups one by one")
+def test_after_a_bias_that_could_not_be_backed_up(webui, fresh):
     """The layer's weight has a backup then, and nothing is applied to either."""
-    if host != "a1111":
-        pytest.skip("Forge backs up a parameter together with what it merges into it")
     for bias in (30, 250):  # of a text encoder, whose results the host keeps, and of the UNet
         webui.load("tiny_sd15_b")  # loading a checkpoint takes the backups away
         webui.load("tiny_sd15")
@@ -101,10 +109,9 @@ def test_after_a_checkpoint_switch(webui, fresh):
     assert webui.txt2img(prompt=tags(*PAIR), steps=STEPS).sha == first.sha
 
 
-def test_a_checkpoint_is_not_kept_beside_the_next(webui, host):
+@pytest.mark.needs("checkpoints held")
+def test_a_checkpoint_is_not_kept_beside_the_next(webui):
     """While that is being loaded, memory would have to hold both, or of the old one some layers."""
-    if host != "forge":
-        pytest.skip("AUTOMATIC1111 empties the old checkpoint's model, whoever holds it")
     counts = []
     for prompt, other in (("a cat", "tiny_sd15_b"), (tags(*PAIR), "tiny_sd15")):
         assert not webui.txt2img(prompt=prompt, steps=STEPS).error

@@ -69,6 +69,7 @@ def test_the_setting_switches_them_off(webui):
     assert conditions(webui, prompt=prompt) == with_parts != base
 
 
+@pytest.mark.smoke
 def test_a_change_beside_the_prompt_reuses_no_stale_conditions(webui):
     """Names and weights that come as fields are not in the host's own key."""
     pair = dict(content=CONTENT, style=STYLE)
@@ -129,10 +130,9 @@ def test_in_a_hires_pass_with_tags_of_its_own(webui):
     assert conditions(webui, prompt="a cat", alwayson_scripts=named) == wanted[0]
 
 
-def test_embeddings_bundled_in_a_file_are_known(webui, host):
+@pytest.mark.needs("bundled embeddings")
+def test_embeddings_bundled_in_a_file_are_known(webui):
     """Pivotal-tuning files bring their trigger word along; `<lora:>` makes it known, so do we."""
-    if host != "a1111":
-        pytest.skip("Forge does not read bundled embeddings")
     name = "sd15_content_bundle"
     prompt = "a sks_word"
     wanted = conditions(webui, prompt=f"{prompt} <lora:{name}:1>")
@@ -145,9 +145,8 @@ def test_embeddings_bundled_in_a_file_are_known(webui, host):
     assert conditions(webui, prompt=prompt) == plain
 
 
-def test_the_persons_own_embedding_of_that_word_goes_first_and_stays(webui, host):
-    if host != "a1111":
-        pytest.skip("Forge does not read bundled embeddings")
+@pytest.mark.needs("bundled embeddings")
+def test_the_persons_own_embedding_of_that_word_goes_first_and_stays(webui):
     name, prompt = "sd15_content_bundle", "the sks_word"
     own = webui.data / "embeddings" / "sks_word.safetensors"
     own.parent.mkdir(exist_ok=True)

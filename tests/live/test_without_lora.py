@@ -5,8 +5,7 @@ from kloras import PAIR, script, tags
 
 def test_it_says_what_is_missing(webui, host):
     base = webui.txt2img()
-    name = {"a1111": "Lora", "forge": "sd_forge_lora"}[host]
-    webui.settings["disabled_extensions"] = [name]
+    webui.settings["disabled_extensions"] = [host.lora_extension]
     try:
         webui.restart()
         result = webui.txt2img(prompt=tags(*PAIR))

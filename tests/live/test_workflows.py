@@ -73,9 +73,8 @@ def test_a_nested_picture_with_caches_of_its_own(webui, outer):
     assert conditions(webui) == plain
 
 
-def test_bundled_embeddings_count_without_the_text_encoder_too(webui, host):
-    if host != "a1111":
-        pytest.skip("Forge does not read bundled embeddings")
+@pytest.mark.needs("bundled embeddings")
+def test_bundled_embeddings_count_without_the_text_encoder_too(webui):
     plain = conditions(webui, prompt="a sks_word")
     named = script(content="sd15_content_bundle", style=PAIR[1], text_encoder=False)
     fused = conditions(webui, prompt="a sks_word", alwayson_scripts=named)
@@ -87,10 +86,9 @@ def test_bundled_embeddings_count_without_the_text_encoder_too(webui, host):
 # several models -----------------------------------------------------------------------------------
 
 
-def test_a_refiner_that_stays_in_memory_gets_every_flip(webui, host):
+@pytest.mark.needs("several checkpoints")
+def test_a_refiner_that_stays_in_memory_gets_every_flip(webui):
     """With room for two checkpoints the refiner's layers are not the first model's."""
-    if host != "a1111":
-        pytest.skip("Forge keeps one checkpoint")
     webui.load("tiny_sd15_b")
     refined = Expectation(webui)
     webui.load("tiny_sd15")
@@ -113,10 +111,9 @@ def test_a_refiner_that_stays_in_memory_gets_every_flip(webui, host):
             now.check_base(call)
 
 
-def test_a_script_that_calls_the_model_itself_gets_the_passes_first_choice(webui, host):
+@pytest.mark.needs("img2img alternative")
+def test_a_script_that_calls_the_model_itself_gets_the_passes_first_choice(webui):
     """It looks for the noise of a picture before the first step."""
-    if host != "a1111":
-        pytest.skip("on Forge that script asks for an attribute that its models do not have")
 
     def picture(prompt, **fields):
         args = ["", True, False, "an orange", "", True, 5, True, 1.0, 0.0, False]
@@ -136,9 +133,8 @@ def test_a_script_that_calls_the_model_itself_gets_the_passes_first_choice(webui
         assert found.sha == wanted.sha
 
 
-def test_a_unet_of_an_extensions_own_is_told(webui, host):
-    if host != "a1111":
-        pytest.skip("Forge has no such option")
+@pytest.mark.needs("foreign UNets")
+def test_a_unet_of_an_extensions_own_is_told(webui):
     with_it = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
     with options(webui, sd_unet="klora-probe"):
         found = webui.txt2img(prompt=tags(*PAIR), steps=STEPS)
@@ -152,7 +148,7 @@ def test_a_unet_of_an_extensions_own_is_told(webui, host):
 # the map among the pictures -----------------------------------------------------------------------
 
 
-def test_the_map_in_the_gallery_is_no_picture_to_a_script(webui):
+def test_the_map_in_the_gallery_is_no_picture_to_a_script(webui, host):
     image = np.tile(webui.txt2img().images[0], (2, 2, 1))
 
     def matrix():
@@ -164,7 +160,7 @@ def test_the_map_in_the_gallery_is_no_picture_to_a_script(webui):
     def upscale():
         return webui.img2img(
             image, prompt=tags(*PAIR), steps=2, width=64, height=64, script_name="sd upscale",
-            script_args=[None, 16, "None", 1],
+            script_args=host.sd_upscale,
         )  # fmt: skip
 
     wanted = [matrix(), upscale()]

@@ -2,8 +2,9 @@
 
 With KLORA_DEVICE=second it computes on a second device (second_device/launch.py) instead.
 
-The host's own folder is only read. Everything it writes (settings, caches, models, extensions)
-lies in a data folder of ours, through its `--data-dir` option.
+What differs between the hosts is in hosts.py. The host's own folder is only read. Everything it
+writes (settings, caches, models, extensions) lies in a data folder of ours, through its
+`--data-dir` option.
 """
 
 import base64
@@ -20,16 +21,17 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from hosts import HOSTS, HostRecord, Model
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-HOSTS = ("a1111", "forge")
 DEVICE = os.environ.get("KLORA_DEVICE") or "cpu"
 LAUNCH = {"cpu": "launch.py", "second": str(HERE / "second_device" / "launch.py")}
 DEVICE_SETTINGS = {"cpu": {}, "second": {"randn_source": "CPU"}}  # it has no random numbers
@@ -53,15 +55,10 @@ ARGUMENTS = [
     "--skip-torch-cuda-test",
     "--skip-python-version-check",
     "--skip-version-check",
-    "--no-download-sd-model",
     "--no-prompt-history",
     "--disable-console-progressbars",
     "--api",
 ]
-HOST_ARGUMENTS = {
-    "a1111": ["--no-half", "--do-not-download-clip", *(["--use-cpu", "all"] * (DEVICE == "cpu"))],
-    "forge": ["--always-cpu", "--disable-gpu-warning"],
-}
 # A host restores an option that a request overrides only if its settings file names it.
 SETTINGS = {
     "samples_save": False,
@@ -82,23 +79,6 @@ SETTINGS = {
     "eta_noise_seed_delta": 0,
     "enable_batch_seeds": True,
 }
-HOST_SETTINGS = {
-    "a1111": {
-        "sd_checkpoint_cache": 0,
-        "sd_checkpoints_limit": 1,
-        "lora_in_memory_limit": 0,
-        "lora_functional": False,
-        "fp8_storage": "Disable",
-        "cache_fp16_weight": False,
-        "batch_cond_uncond": True,
-    },
-    "forge": {
-        "forge_preset": "sd",
-        "forge_unet_storage_dtype": "Automatic",
-        "forge_additional_modules": [],
-    },
-}
-FLUX_MODULES = ["tiny_clip_l.safetensors", "tiny_t5.safetensors", "tiny_ae.safetensors"]
 
 REQUEST = {
     "prompt": "a cat",
@@ -111,51 +91,47 @@ REQUEST = {
     "scheduler": "Automatic",
     "cfg_scale": 7,
 }
-# Forge's own API fails without the first one and has no default for the second.
-FORGE_HIRES = {"hr_additional_modules": ["Use same choices"], "hr_cfg": 7}
 
 
 @dataclass(frozen=True)
 class Install:
     """A WebUI on this machine."""
 
-    host: str
+    host: HostRecord
     folder: Path
     python: Path
 
     @property
     def missing(self):
         """What keeps it from being used, as one sentence; empty if nothing does."""
-        variable = f"KLORA_{self.host.upper()}"
+        variable = self.host.variable
         if not (self.folder / "launch.py").is_file():
-            return f"no {self.host} at {self.folder}: set {variable} to the WebUI's folder"
+            return f"no {self.host.name} at {self.folder}: set {variable} to the WebUI's folder"
         if not self.python.is_file():
             return f"no Python at {self.python}: set {variable}_PYTHON to the WebUI's Python"
+        if DEVICE not in self.host.devices:
+            return f"{self.host.title} cannot be started with KLORA_DEVICE={DEVICE}"
         return ""
 
     @cached_property
     def version(self):
         """The version that the WebUI's source states, with its commit where git knows it."""
-        if self.host == "forge":
-            text = (self.folder / "modules_forge" / "forge_version.py").read_text(encoding="utf8")
-            version = "f" + re.search(r"version = '(.+?)'", text)[1]
-        else:
-            text = (self.folder / "CHANGELOG.md").read_text(encoding="utf8")
-            version = re.search(r"^## (\S+)", text, re.MULTILINE)[1]
-        return f"{version} {commit(self.folder)[:10]}".strip()
+        file, pattern, form = self.host.version
+        found = re.search(pattern, (self.folder / file).read_text(encoding="utf8"))
+        return f"{form.format(*found.groups())} {commit(self.folder)[:10]}".strip()
 
 
 def locate(host):
-    """Where a host would be, whether it is there or not."""
-    variable = f"KLORA_{host.upper()}"
+    """Where the host of a name would be, whether it is there or not."""
+    record = HOSTS[host]
     home = Path.home() / ".cache" / "klora" / "hosts" / host
-    folder = Path(os.environ.get(variable) or home).expanduser()
-    python = os.environ.get(f"{variable}_PYTHON")
-    return Install(host, folder, Path(python) if python else folder / "venv" / "bin" / "python")
+    folder = Path(os.environ.get(record.variable) or home).expanduser()
+    python = os.environ.get(f"{record.variable}_PYTHON")
+    return Install(record, folder, Path(python) if python else folder / "venv" / "bin" / "python")
 
 
 def find(host):
-    """The installed host, or None; `locate(host).missing` says why."""
+    """The installed host of a name, or None; `locate(host).missing` says why."""
     install = locate(host)
     return None if install.missing else install
 
@@ -221,16 +197,24 @@ def sha(image):
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 
+CHECKPOINT_FOLDERS = ("Stable-diffusion", "text_encoder", "VAE")
+
+
 class WebUI:
     """One WebUI process and a client for its API; use it as a context manager.
 
     extensions: {name under extensions/: folder to link there}, None for the extension and the
     probe. arguments: more command line flags. settings: more options for its settings file.
+    shared: the folder of the checkpoints, if that is not the data folder; servers of one host may
+    have it in common.
     """
 
-    def __init__(self, install, data, *, port=None, extensions=None, arguments=(), settings=()):
+    def __init__(
+        self, install, data, *, port=None, extensions=None, arguments=(), settings=(), shared=None
+    ):
         self.install, self.host = install, install.host
         self.data = Path(data).absolute()
+        self.shared = Path(shared or data).absolute()
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = self.data / "server.log"
@@ -238,7 +222,7 @@ class WebUI:
         if extensions is None:
             self.extensions = {"sd-webui-k-lora": REPOSITORY, "klora-probe": HERE / "probe"}
         self.arguments = list(arguments)
-        own = {**HOST_SETTINGS[self.host], **DEVICE_SETTINGS[DEVICE]}
+        own = {**self.host.settings, **DEVICE_SETTINGS[DEVICE]}
         self.settings = {**SETTINGS, **own, **dict(settings)}
         self.process = self.lock = None
         self.loaded = None
@@ -264,18 +248,29 @@ class WebUI:
 
     def beside(self, name, **options):
         """Another server with the same models, in a data folder of its own; options as above."""
-        server = WebUI(self.install, self.data.with_name(f"{self.host}-{name}"), **options)
-        server.data.mkdir(parents=True, exist_ok=True)
-        for folder in ("models", "tiny"):
-            if not (server.data / folder).exists():
-                (server.data / folder).symlink_to(self.data / folder, target_is_directory=True)
+        data = self.data.with_name(f"{self.data.name}-{name}")
+        server = WebUI(self.install, data, shared=self.shared, **options)
+        server.link_models()
+        server.loras.symlink_to(self.loras, target_is_directory=True)
         return server
 
     def make_models(self):
         """Make the tiny checkpoints if they are not there yet."""
-        command = [self.install.python, HERE / "make_models.py", self.host]
-        command += [self.install.folder, self.data]
-        subprocess.run(command, check=True, env={**os.environ, **ENVIRONMENT}, cwd=HERE)
+        command = [self.install.python, HERE / "make_models.py", self.host.name]
+        command += [self.install.folder, self.shared]
+        environment = {**os.environ, **ENVIRONMENT}
+        with alone(self.shared):
+            subprocess.run(command, check=True, env=environment, cwd=HERE)
+        if self.data != self.shared:
+            self.link_models()
+
+    def link_models(self):
+        """Let the data folder have the shared checkpoints, in which no server writes."""
+        for folder in (self.data / "models", self.data / "tiny"):
+            folder.unlink() if folder.is_symlink() else shutil.rmtree(folder, ignore_errors=True)
+        (self.data / "models").mkdir(parents=True)
+        for folder in ("tiny", *(f"models/{kind}" for kind in CHECKPOINT_FOLDERS)):
+            (self.data / folder).symlink_to(self.shared / folder, target_is_directory=True)
 
     def code(self):
         """The folder that the host is started in: its own, or a copy of it.
@@ -286,12 +281,14 @@ class WebUI:
         own = self.install.folder.resolve()
         if not any(part.startswith(".") for part in own.parts):
             return own
-        copy = self.data / "webui"
-        if not (copy / "launch.py").is_file():
-            ours = {"venv", ".git", "extensions", "models", "outputs", "cache"}
-            shutil.copytree(
-                own, copy, ignore=lambda at, names: ours if Path(at) == own else (), symlinks=True
-            )
+        copy = self.shared / "webui"
+        with alone(self.shared):
+            if not (copy / "launch.py").is_file():
+                ours = {"venv", ".git", "extensions", "models", "outputs", "cache"}
+                shutil.copytree(
+                    own, copy, ignore=lambda at, names: ours if Path(at) == own else (),
+                    symlinks=True,
+                )  # fmt: skip
         return copy
 
     def start(self, timeout=300):
@@ -302,22 +299,27 @@ class WebUI:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RuntimeError(f"another server uses {self.data}: set KLORA_LIVE") from None
-        self.loras.mkdir(parents=True, exist_ok=True)
+        for folder in (self.loras, self.data / "tmp"):  # Neo keeps the page's images in the second
+            folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.data / "extensions", ignore_errors=True)
         (self.data / "extensions").mkdir()
         for name, folder in self.extensions.items():
             (self.data / "extensions" / name).symlink_to(folder, target_is_directory=True)
         (self.data / "ui-config.json").unlink(missing_ok=True)
         (self.data / "config.json").write_text(json.dumps(self.settings, indent=1))
-        self.loaded = (self.settings["sd_model_checkpoint"], {})
-        checkpoint = self.checkpoints / self.settings["sd_model_checkpoint"]
+        self.loaded = self.host.models["sd15"]  # as in SETTINGS
         command = [
-            str(self.install.python), LAUNCH[DEVICE], *ARGUMENTS, *HOST_ARGUMENTS[self.host],
-            "--data-dir", str(self.data), "--ckpt", str(checkpoint), "--port", str(self.port),
+            str(self.install.python), LAUNCH[DEVICE], *ARGUMENTS, *self.host.arguments,
+            "--data-dir", str(self.data), "--port", str(self.port),
             # Gradio 4 serves the host's own scripts only if the data folder is not elsewhere.
             "--gradio-allowed-path", str(self.code()), *self.arguments,
         ]  # fmt: skip
+        if self.host.names_checkpoint:
+            command += ["--ckpt", str(self.checkpoints / self.loaded.file)]
+        if DEVICE == "cpu":
+            command += self.host.cpu_arguments
         caches = {name: str(self.data / "cache" / name) for name in ("HF_HOME", "MPLCONFIGDIR")}
+        caches["KLORA_HOST"] = self.host.name  # for the probe
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.code(), env={**os.environ, **ENVIRONMENT, **caches},
@@ -334,22 +336,20 @@ class WebUI:
         """Wait for everything that a start (or, from a log mark, a Reload UI) sets up.
 
         The API answers before extensions have their say, and a request then gets no script
-        arguments; AUTOMATIC1111 loads its first checkpoint in a thread of its own.
+        arguments.
         """
-        signs = ["Startup time"]
-        if self.host == "a1111" and mark == 0:
-            signs.append("Model loaded in")
+        signs = ["Startup time", *(self.host.signs if mark == 0 else ())]
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise RuntimeError(f"{self.host} ended:\n{self.tail()}")
+                raise RuntimeError(f"{self.host.name} ended:\n{self.tail()}")
             text = self.log_since(mark)
             if "Stable diffusion model failed to load" in text:
-                raise RuntimeError(f"{self.host} could not load its checkpoint:\n{self.tail()}")
+                raise RuntimeError(f"{self.host.name} loads no checkpoint:\n{self.tail()}")
             if all(sign in text for sign in signs) and self.answers():
                 return
             time.sleep(0.1)
-        raise TimeoutError(f"{self.host} is not up after {timeout} s:\n{self.tail()}")
+        raise TimeoutError(f"{self.host.name} is not up after {timeout} s:\n{self.tail()}")
 
     def stop(self):
         """End the server: this process's own group and nothing else."""
@@ -429,28 +429,23 @@ class WebUI:
         except OSError:
             return False
 
-    def load(self, checkpoint, **options):
-        """Choose a checkpoint by file name, and options that act at its loading.
+    def load(self, model):
+        """Choose a checkpoint: one of the host's models, or a file of models/Stable-diffusion.
 
-        Forge: forge_unet_storage_dtype. AUTOMATIC1111: fp8_storage, cache_fp16_weight. An option
-        that is not given goes back to this server's setting.
+        Options that act at its loading go back to this server's setting if the model has none.
         """
-        if "." not in checkpoint:
-            checkpoint += ".safetensors"
-        if self.loaded == (checkpoint, options):
+        model = Model(model) if isinstance(model, str) else model
+        if self.loaded == model:
             return
-        names = {
-            "a1111": ("fp8_storage", "cache_fp16_weight"),
-            "forge": ("forge_unet_storage_dtype",),
-        }[self.host]
-        wanted = {name: options.get(name, self.settings[name]) for name in names}
-        assert not set(options) - set(names), options
-        if self.host == "forge":
-            wanted["forge_additional_modules"] = FLUX_MODULES if "flux" in checkpoint else []
-        self.post("/sdapi/v1/options", {**wanted, "sd_model_checkpoint": checkpoint})
-        if self.host == "forge":  # it reads the storage option only when its page changes it
+        names = self.host.loading_options
+        assert set(model.options) <= set(names), model.options
+        options = {name: model.options.get(name, self.settings[name]) for name in names}
+        if model.memory != self.loaded.memory:
+            self.post("/klora-probe/memory", {"mib": model.memory})
+        self.post("/sdapi/v1/options", {**options, "sd_model_checkpoint": model.file})
+        if self.host.must_refresh:
             self.post("/klora-probe/refresh_model")
-        self.loaded = (checkpoint, options)
+        self.loaded = model
 
     def refresh_loras(self):
         """Make the host look for LoRA files again."""
@@ -458,6 +453,9 @@ class WebUI:
 
     def next(self, **fields):
         """Tell the probe what to do during the next image (see probe/scripts/klora_probe.py)."""
+        nested = fields.get("nested", {})
+        if "scripts" in nested and not self.host.can("pictures without scripts"):
+            fields["nested"] = {**nested, "scripts": nested["scripts"] or []}
         self.post("/klora-probe/next", fields)
 
     def last(self):
@@ -483,13 +481,19 @@ class WebUI:
     def _image(self, path, checkpoint, fields):
         if checkpoint:
             self.load(checkpoint)
-        defaults = dict(REQUEST)
-        if self.host == "forge":
-            if "flux" in self.loaded[0]:
-                defaults.update(scheduler="Simple", cfg_scale=1)
-            if fields.get("enable_hr"):
-                defaults.update(FORGE_HIRES)
+        defaults = {**REQUEST, **self.loaded.request}
+        if fields.get("enable_hr"):
+            defaults.update(self.host.hires)
         return Result(*self.request(path, {**defaults, **fields}))
+
+
+@contextmanager
+def alone(folder):
+    """Nobody else makes anything in this folder meanwhile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "making.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -10,12 +10,14 @@ POST /klora-probe/next      what to do during the next image; every field may be
    "raise_at": STEP, "interrupt_at": STEP, "skip_at": STEP, "hr": false
                             end that model call (of the hires pass, if hr) in this way
    "merge_fails_after": [STEP, "memory" | "other"]
-                            Forge: the first merging of a weight after that model call raises
+                            the Forges: the first merging of a weight after that model call raises
+   "unload_at": STEP        ModelPatcher: before that model call the host makes room by taking three
+                            quarters of the UNet's weights out of the device
    "apply_fails": [FIRST, LAST, "memory" | "other"]
                             from the FIRST to the LAST time that the host computes what a LoRA
                             changes in a weight, that raises
    "backup_fails": N        AUTOMATIC1111: the Nth weight or bias that it backs up finds no memory
-   "merging": true,         Forge: note when it merges a weight and when somebody waits for the
+   "merging": true,         the Forges: note when it merges a weight and when somebody waits for the
                             device
    "steps_unknown_after": STEP
                             after that model call the denoiser has no "steps" any more: nothing of
@@ -23,8 +25,8 @@ POST /klora-probe/next      what to do during the next image; every field may be
    "weights_of": {NAME: WEIGHT}
                             AUTOMATIC1111: networks of that name have this weight, as under loractl
    "patchers": "clones" | "original"
-                            Forge: sample with two clones of the patcher in turn, as its Fooocus
-                            inpaint does in a part of the steps, or with one without LoRAs
+                            the Forges: sample with two clones of the patcher in turn, as their
+                            Fooocus inpaint does in some of the steps, or with one without LoRAs
    "empty_networks": true,  AUTOMATIC1111: empty its list after the image, as LoRA Block Weight does
    "nested": {"prompt": TEXT, "scripts": null | "all" | [FILE STEMS], ...}
                             as ADetailer does: replace the finished image by an img2img of it;
@@ -34,23 +36,24 @@ GET  /klora-probe/last      {"calls": [...], "errors": [...]} of the last image;
                             nested, iteration, checkpoint, cond (hash), if asked for, merging (in
                             order, since the call before) and, if recorded, weights,
                             touched (the parameters written since the call before),
-                            moved (those of them that are elsewhere in memory now), and on Forge
+                            moved (those of them that are elsewhere in memory now), and on Forges
                             online (bytes of what the layers add at every forward) and preserved
                             (bytes that it was told to keep free beside the model)
 POST /klora-probe/restore   undo the swaps now; the next image does so by itself
 POST /klora-probe/reload_ui what the button does
-POST /klora-probe/refresh_model   Forge: read the loading options again, as its page does
-GET  /klora-probe/layers    Forge: how many layers were in memory when the last checkpoint had been
-                            loaded
+POST /klora-probe/refresh_model   Forge, Neo: read the loading options again, as their page does
+POST /klora-probe/memory    {"mib": SIZE}: ModelPatcher: of the UNet's weights the host loads no
+                            more than that, also on the CPU, until it is told another size or null
+GET  /klora-probe/layers    the Forges: how many layers were in memory when the last checkpoint had
+                            been loaded
 GET  /klora-probe/tensors   bytes of all tensors that Python knows
 GET  /klora-probe/events    how many of the page's events the server has not finished
-
-AUTOMATIC1111's SD Unet “klora-probe” is a model of an extension's own, as TensorRT's are.
 """
 
 import functools
 import gc
 import hashlib
+import inspect
 import itertools
 import re
 import sys
@@ -58,13 +61,19 @@ import traceback
 from copy import copy
 
 import torch
-from modules import processing, script_callbacks, scripts, sd_unet, shared
+from klora_live_host import record
+from modules import processing, script_callbacks, scripts, shared
 
 MERGE_ERRORS = {
     "memory": torch.cuda.OutOfMemoryError("raised by klora-probe"),
     "other": ValueError("raised by klora-probe"),
 }
 LAYERS = {"Linear", "Conv1d", "Conv2d", "Conv3d"}
+STATE = (
+    "forge_online_loras", "weight_function", "bias_function", "parameters_manual_cast",
+    "prev_parameters_manual_cast", "ldm_patched_cast_weights", "prev_ldm_patched_cast_weights",
+)  # fmt: skip
+"""A layer's attributes by which a host adds LoRAs at every forward; each host has a few of them."""
 
 
 # the UNet ---------------------------------------------------------------------------------------
@@ -105,6 +114,8 @@ def digest(*items):
                 add(part)
         elif isinstance(item, dict):
             add(sorted(item.items()))
+        elif hasattr(item, "weights"):  # ComfyUI's adapters
+            add([type(item).__name__, item.weights])
         else:
             state.update(getattr(item, "__name__", repr(item)).encode())
 
@@ -112,15 +123,30 @@ def digest(*items):
     return state.hexdigest()
 
 
+def online(module):
+    """{"weight" or "bias": what the host adds to it at every forward}, as it would look it up."""
+    found = dict(getattr(module, "forge_online_loras", {}))
+    for part in ("weight", "bias"):
+        for function in patching(getattr(module, f"{part}_function", None)):
+            found[part] = [*found.get(part, ()), *function.patches[function.key]]
+    # What a ModelPatcher adds at strength 0 is nothing, not even a rounding.
+    found = {part: [entry for entry in found[part] if entry[0]] for part in found}
+    return {part: entries for part, entries in found.items() if entries}
+
+
+def patching(functions):
+    """Those of a ModelPatcher layer's functions that look up LoRAs."""
+    return [function for function in functions or () if hasattr(function, "patches")]
+
+
 def weights():
-    """{parameter name: hash}; Forge's online LoRAs under the parameter's name + "#online"."""
+    """{parameter name: hash}; what is added at every forward under its name + "#online"."""
     found = {}
     for name, module in layers().items():
         for part, tensor in parameters(module):
             found[f"{name}.{part}"] = digest(tensor)
-        for part, entries in getattr(module, "forge_online_loras", {}).items():
-            if entries:
-                found[f"{name}.{part}#online"] = digest(entries)
+        for part, entries in online(module).items():
+            found[f"{name}.{part}#online"] = digest(entries)
     return found
 
 
@@ -147,23 +173,31 @@ def touched(before, after):
     ]
 
 
-def fail_next_merge(error):
-    """Forge: let its next merging of a weight raise."""
-    from backend.patcher import lora
+def merging():
+    """(owner, name) of the host's function that computes a weight with what its LoRAs change."""
+    path, name = record.merge.rsplit(".", 1)
+    if path in sys.modules:
+        return sys.modules[path], name
+    module, _, owner = path.rpartition(".")  # a class
+    return getattr(sys.modules.get(module), owner, None), name
 
-    merge = lora.merge_lora_to_weight
+
+def fail_next_merge(error):
+    """Let the host's next merging of a weight raise."""
+    owner, name = merging()
+    merge = getattr(owner, name)
 
     def fail(*args, **kwargs):
-        lora.merge_lora_to_weight = merge
+        setattr(owner, name, merge)
         raise error
 
-    lora.merge_lora_to_weight = fail
+    setattr(owner, name, fail)
 
 
 def replace_patcher(objects, kind):
-    """Forge: sample with other patchers than the host's own."""
-    from backend.sampling.sampling_function import sampling_prepare
-
+    """Sample with other patchers than the host's own."""
+    module, _, name = record.prepare.rpartition(".")
+    prepare = getattr(sys.modules[module], name)
     if kind == "original":
         objects.unet = shared.sd_model.forge_objects_original.unet.clone()
         return
@@ -171,12 +205,15 @@ def replace_patcher(objects, kind):
     key = "diffusion_model.out.2.weight"
     change = torch.ones_like(first.model.get_parameter(key))
     for patcher in (first, second):
-        patcher.add_patches(filename="klora-probe", patches={key: ("diff", (change,))})
-    second.lora_patches = dict(reversed(second.lora_patches.items()))
+        takes = inspect.signature(patcher.add_patches).parameters
+        more = {"filename": "klora-probe"} if "filename" in takes else {}
+        patcher.add_patches(patches={key: ("diff", (change,))}, **more)
+    if hasattr(second, "lora_patches"):
+        second.lora_patches = dict(reversed(second.lora_patches.items()))
 
     def in_turn(model, x, *others):
         patcher = second if probe.denoiser.step in (2, 3, 4) else first
-        sampling_prepare(patcher, x)
+        prepare(patcher, x)
         return patcher.model, x, *others
 
     first.add_conditioning_modifier(in_turn)
@@ -185,11 +222,8 @@ def replace_patcher(objects, kind):
 
 def fail_to_apply(times):
     """Let the host's computing of what is added to a weight raise; None takes it back."""
-    if "network_lora" in sys.modules:
-        owner, name = sys.modules["network_lora"].NetworkModuleLora, "calc_updown"
-    elif "backend.patcher.lora" in sys.modules:
-        owner, name = sys.modules["backend.patcher.lora"], "merge_lora_to_weight"
-    else:
+    owner, name = merging()
+    if owner is None:
         return  # the Lora extension is off
     compute = getattr(owner, name)
     compute = getattr(compute, "own", compute)
@@ -209,13 +243,12 @@ def fail_to_apply(times):
 
 
 def note_merging(notes):
-    """Forge: add "merge" and "wait" to a list in their order; None takes it back."""
-    if "backend.patcher.lora" not in sys.modules:
+    """Add "merge" and "wait" to a list in their order; None takes it back."""
+    if not record.management:
         return
-    merging = sys.modules["backend.patcher.lora"]
-    device = getattr(torch, merging.memory_management.get_torch_device().type)
-    places = ((merging, "merge_lora_to_weight"), (device, "synchronize"))
-    for (owner, name), note in zip(places, ("merge", "wait"), strict=True):
+    management = sys.modules[record.management]
+    device = getattr(torch, management.get_torch_device().type)
+    for (owner, name), note in ((merging(), "merge"), ((device, "synchronize"), "wait")):
         own = getattr(owner, name)
         own = getattr(own, "noted", own)
 
@@ -225,6 +258,30 @@ def note_merging(notes):
 
         noting.noted = own
         setattr(owner, name, own if notes is None else noting)
+
+
+def limit_memory(mib):
+    """ModelPatcher: load only so much of the UNet, as where a device has no room; None is all."""
+    management = sys.modules[record.management]
+    loaded = management.LoadedModel
+    load = getattr(loaded.model_load, "own", loaded.model_load)
+
+    def limited(self, lowvram_model_memory=0, **kwargs):
+        if hasattr(self.model.model, "diffusion_model"):
+            lowvram_model_memory = mib * 2**20 - self.model.loaded_size() or 0.1
+        return load(self, lowvram_model_memory, **kwargs)
+
+    limited.own = load
+    loaded.model_load = load if mib is None else limited
+    management.unload_all_models()
+
+
+def unload(share):
+    """ModelPatcher: take a part of the UNet's weights out of the device."""
+    for loaded in sys.modules[record.management].current_loaded_models:
+        patcher = loaded.model
+        if hasattr(patcher.model, "diffusion_model"):
+            patcher.partially_unload(patcher.offload_device, share * patcher.loaded_size())
 
 
 def fail_to_back_up(number):
@@ -271,7 +328,8 @@ def take():
     return {
         name: (
             {part: tensor.clone() for part, tensor in parameters(module)},
-            dict(getattr(module, "forge_online_loras", {})),
+            {name: vars(module)[name] for name in STATE if name in vars(module)},
+            {part: entries[:] for part, entries in online(module).items()},
         )
         for name, module in layers().items()
     }
@@ -279,25 +337,39 @@ def take():
 
 def put(module, state, rows=slice(None)):
     """Make a layer, or some of its output rows, what `take` saw."""
-    tensors, online = state
+    tensors, attributes, _ = state
     for part, tensor in parameters(module):
         count = getattr(module, part).shape[0]
         new, old = (raw(t).view(count, -1)[rows] for t in (tensors[part], tensor))
-        old.copy_(new)
-    if online:
-        module.forge_online_loras = online
-    elif hasattr(module, "forge_online_loras"):
-        del module.forge_online_loras
+        if not torch.equal(old, new):  # Neo's GGUF weights lie in a file that cannot be written
+            old.copy_(new)
+    for name in STATE:
+        if name in attributes:
+            setattr(module, name, attributes[name])
+        elif name in vars(module):
+            delattr(module, name)
+
+
+def put_elsewhere(module, state, rows):
+    """As `put`, for another image: the host has other LoRAs now than those that it looked up."""
+    put(module, state, rows)
+    for part, entries in state[2].items():
+        if f"{part}_function" in state[1]:
+            functions = [copy(function) for function in patching(state[1][f"{part}_function"])]
+            for function in functions:
+                function.patches = {function.key: entries}
+            setattr(module, f"{part}_function", functions)
 
 
 def online_bytes():
-    """Forge: bytes of what its layers add at every forward."""
-    entries = (getattr(module, "forge_online_loras", {}) for module in layers().values())
+    """Bytes of what the layers add at every forward."""
+    entries = (online(module) for module in layers().values())
     return sum(tensor.nbytes for tensor in tensors_in([list(entry.values()) for entry in entries]))
 
 
 def tensors_in(value):
-    """All tensors in lists and tuples."""
+    """All tensors in lists, tuples and adapters."""
+    value = getattr(value, "weights", value)
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -374,6 +446,8 @@ class Probe:
         self.swap(swaps.get(str(denoiser.step), {}))
         if hires != self.doing.get("hr", False):
             return
+        if self.doing.get("unload_at") == denoiser.step:
+            unload(3 / 4)
         if self.doing.get("raise_at") == denoiser.step:
             names = list(layers())
             raise_in(layers()[names[len(names) // 2]])
@@ -421,7 +495,7 @@ class Probe:
             layer, first, end = re.fullmatch(r"(.+?)(?:\[(\d+):(\d+)\])?", part).groups()
             rows = slice(int(first), int(end)) if end else slice(None)
             source = self.base if name == "base" else self.captured[name]
-            put(found[layer], source[layer], rows)
+            (put if name == "base" else put_elsewhere)(found[layer], source[layer], rows)
 
     def make_nested(self, p, image):
         """The image after an img2img of it, made the way ADetailer makes it."""
@@ -557,24 +631,6 @@ def on_model_loaded(model):
         probe.layers_in_memory = sum(type(thing) in kinds for thing in gc.get_objects())
 
 
-class ForeignUnet(sd_unet.SdUnet):
-    """Calls no layer of the checkpoint."""
-
-    def forward(self, x, *args, **kwargs):
-        """Something that depends on nothing else."""
-        return x / 2
-
-
-class ForeignUnetOption(sd_unet.SdUnetOption):
-    """What the host lists."""
-
-    label = "klora-probe"
-
-    def create_unet(self):
-        """A new one whenever it is chosen."""
-        return ForeignUnet()
-
-
 def on_app_started(demo, app):
     """The routes."""
 
@@ -600,6 +656,10 @@ def on_app_started(demo, app):
 
         main_entry.refresh_model_loading_parameters()
 
+    @app.post("/klora-probe/memory")
+    def memory(fields: dict):
+        limit_memory(fields["mib"])
+
     @app.get("/klora-probe/layers")
     def layers_in_memory():
         return probe.layers_in_memory
@@ -616,5 +676,4 @@ def on_app_started(demo, app):
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
 script_callbacks.on_cfg_after_cfg(on_cfg_after_cfg)
 script_callbacks.on_model_loaded(on_model_loaded)
-script_callbacks.on_list_unets(lambda known: known.append(ForeignUnetOption()))
 script_callbacks.on_app_started(on_app_started)

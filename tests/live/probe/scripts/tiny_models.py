@@ -4,16 +4,20 @@ Hosts know models by their real sizes and take the sizes of text encoder and VAE
 configuration files. This points them at the files in DATA_FOLDER/tiny instead, while they run.
 """
 
+import functools
+import json
 import sys
 from pathlib import Path
 
+from klora_live_host import record
 from modules import paths
 
 TINY = Path(paths.data_path) / "tiny"
 
 
-def patch_forge():
-    """Read sizes from the checkpoint's tensors, and text encoder and VAE sizes from TINY."""
+def patch_backend():
+    """Forge, Neo: read sizes from the checkpoint's tensors, and text encoder and VAE sizes from
+    TINY."""
     import huggingface_guess
     from backend import loader
     from huggingface_guess import detection, model_list
@@ -55,7 +59,36 @@ def patch_a1111():
     sd_models_config.config_sdxl = str(TINY / "sdxl.yaml")
 
 
+def patch_reforge():
+    """Read the UNet's sizes from its tensors, and text encoder and VAE sizes from TINY."""
+    from ldm_patched.modules import model_detection, sd1_clip, supported_models
+    from modules_forge import forge_loader
+
+    known = model_detection.model_config_from_unet_config
+    make_encoder, make_vae = sd1_clip.SDClipModel.__init__, forge_loader.VAE
+
+    def model_config_from_unet_config(unet_config, state_dict=None):
+        if unet_config.get("model_channels", 320) < 320:
+            sdxl = unet_config["adm_in_channels"] is not None
+            return (supported_models.SDXL if sdxl else supported_models.SD15)(unet_config)
+        return known(unet_config, state_dict)
+
+    @functools.wraps(make_encoder)
+    def encoder(self, *args, textmodel_json_config=None, **kwargs):
+        file = textmodel_json_config or Path(sd1_clip.__file__).with_name("sd1_clip_config.json")
+        kwargs["textmodel_json_config"] = str(TINY / Path(file).name)
+        model_options = {"model_name": "clip_l", **kwargs.pop("model_options", {})}
+        make_encoder(self, *args, model_options=model_options, **kwargs)
+
+    def vae(sd, metadata=None):
+        return make_vae(sd, config=json.loads((TINY / "vae.json").read_text()), metadata=metadata)
+
+    model_detection.model_config_from_unet_config = model_config_from_unet_config
+    sd1_clip.SDClipModel.__init__ = encoder
+    forge_loader.VAE = vae
+
+
 # Reload UI runs this file again; the patches stay.
 if TINY.is_dir() and not hasattr(sys, "klora_tiny_models"):
     sys.klora_tiny_models = True
-    patch_forge() if "huggingface_guess" in sys.modules else patch_a1111()
+    globals()[record.tiny]()

@@ -17,7 +17,7 @@ import os
 import random
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "live")]
 
 import make_loras  # noqa: E402
-from webui import HOSTS, Install, WebUI, find, locate  # noqa: E402
+from hosts import HOSTS  # noqa: E402
+from webui import Install, WebUI, find, locate  # noqa: E402
 
 from lib_klora.lora_file import parse_lora  # noqa: E402
 from lib_klora.pair import pair_files  # noqa: E402
@@ -38,8 +39,6 @@ from lib_klora.tag import ROLES  # noqa: E402
 from lib_klora.tensor_file import read_safetensors  # noqa: E402
 
 DATA = Path(os.environ.get("KLORA_LIVE") or ROOT / "build" / "bench-live")
-MODELS = {"a1111": ("tiny_sdxl_full", "sdxl_full"), "forge": ("tiny_sdxl", "sdxl")}
-"""Host → its full-depth tiny SDXL, and how the LoRA files for it begin."""
 STEPS = 30
 REFERENCE = "one <lora:>"
 REPEATS = 2
@@ -93,9 +92,9 @@ def status_mib(pid: int, name: str) -> float:
 @contextmanager
 def server_of(install: Install) -> Iterator[WebUI]:
     """The host's server with its tiny SDXL loaded."""
-    server = WebUI(install, DATA / install.host)
-    with server:
-        server.load(MODELS[install.host][0])
+    host = install.host
+    with WebUI(install, DATA / host.name) as server:
+        server.load(host.models[host.full_depth])
         yield server
 
 
@@ -222,7 +221,8 @@ def bench_host(host: str, rounds: int, memory_repeats: int) -> dict:
     install = find(host)
     if install is None:
         return {"host": host, "skipped": locate(host).missing}
-    checkpoint, family = MODELS[host]
+    model = HOSTS[host].models[HOSTS[host].full_depth]
+    family = model.family
     server = WebUI(install, DATA / host)
     server.make_models()
     make_loras.write_set(server.checkpoints, server.loras)
@@ -235,20 +235,20 @@ def bench_host(host: str, rounds: int, memory_repeats: int) -> dict:
     result = {
         "host": host,
         "version": install.version,
-        "checkpoint": checkpoint,
+        "checkpoint": model.checkpoint,
         "steps": STEPS,
         "rounds": rounds,
         "rows": rows,
     }
     if memory_repeats:
         large = f"{family}_large"
-        write_large_pair(server.checkpoints / f"{checkpoint}.safetensors", server.loras, large)
+        write_large_pair(server.checkpoints / model.file, server.loras, large)
         result["memory"] = [
             memory(install, files, server.loras, memory_repeats) for files in (family, large)
         ]
     return result
 
 
-def bench_hosts(rounds: int, memory_repeats: int, hosts: tuple[str, ...] = HOSTS) -> list[dict]:
+def bench_hosts(rounds: int, memory_repeats: int, hosts: Iterable[str] = HOSTS) -> list[dict]:
     """Every host after the other."""
     return [bench_host(host, rounds, memory_repeats) for host in hosts]
