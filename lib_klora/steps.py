@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import FrameType
 
 _LOOP_VARIABLE = "i"
+_SCHEDULES = {"sigmas", "timesteps"}
+"""A loop in a function without either is over something else (DPM fast: groups of three steps)."""
 _STARTS_SAMPLERS = "launch_sampling"
 """The function of the hosts' that calls every sampler (sd_samplers_common.py)."""
 
@@ -67,12 +69,12 @@ class StepCounter:
 def loop_index(frame: FrameType | None) -> int | None:
     """``i`` of the sampler that has called ``frame``; None if it has none.
 
-    The outermost one: samplers call functions that have loops of their own.
+    The outermost one: some samplers call others, or functions that have loops of their own.
     """
     found = None
     while frame is not None and frame.f_code.co_name != _STARTS_SAMPLERS:
-        code = frame.f_code
-        if _LOOP_VARIABLE in code.co_varnames or _LOOP_VARIABLE in code.co_cellvars:
+        names = {*frame.f_code.co_varnames, *frame.f_code.co_cellvars}
+        if _LOOP_VARIABLE in names and names & _SCHEDULES:
             value = frame.f_locals.get(_LOOP_VARIABLE)
             if isinstance(value, int):
                 found = value

@@ -160,7 +160,8 @@ class Engine(CommonHost, ABC):
     # -- the protocol ------------------------------------------------------------------------------
 
     def model(self) -> object:
-        return self.engine().forge_objects_original.unet.model
+        objects = getattr(self.engine(), "forge_objects_original", None)
+        return objects and objects.unet.model
 
     def prepare_model(self) -> None:
         """Forge waits for the first generation; reForge loads it when asked for the model."""

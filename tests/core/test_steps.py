@@ -20,82 +20,83 @@ def launch_sampling(sampler, steps, calls_expected=None):
         i = loop_index(sys._getframe())
         found.append(counter.finished(len(found), steps, calls_expected or steps, i))
 
-    sampler(model, steps)
+    sampler(model, range(steps))
     return found
 
 
-def euler(model, steps):
-    for i in range(steps):
+def euler(model, sigmas):
+    for i in range(len(sigmas)):
         model(i)
 
 
-def heun(model, steps):
-    for i in range(steps):
+def heun(model, sigmas):
+    for i in range(len(sigmas)):
         model(i)
-        if i < steps - 1:
+        if i < len(sigmas) - 1:
             model(i)
 
 
-def heun_pp2(model, steps):
-    for i in range(steps):
-        for _ in range(min(3, steps - i)):
+def heun_pp2(model, sigmas):
+    for i in range(len(sigmas)):
+        for _ in range(min(3, len(sigmas) - i)):
             model(i)
 
 
-def lonyu_yog(model, steps):
-    for i in range(steps):
-        for _ in range(3 if i <= steps / 2 else 1):
+def lonyu_yog(model, sigmas):
+    for i in range(len(sigmas)):
+        for _ in range(3 if i <= len(sigmas) / 2 else 1):
             model(i)
 
 
-def plms(model, steps):
-    for i in range(steps):
+def plms(model, timesteps):
+    for i in range(len(timesteps)):
         model(i)
         if i == 0:
             model(i)
 
 
-def helper(model):
+def helper(model, sigmas):
     for i in (7, 8):
         model(i)
 
 
-def with_a_helper(model, steps):
-    for i in range(steps):
+def with_a_helper(model, sigmas):
+    for i in range(len(sigmas)):
         model(i)
-        helper(model)
+        helper(model, sigmas)
 
 
-def with_a_closure(model, steps):
-    for i in range(steps):
+def with_a_closure(model, sigmas):
+    for i in range(len(sigmas)):
         model(lambda: i)  # noqa: B023 - makes it a cell variable
 
 
-def variant(model, steps):
+def variant(model, sigmas):
     """As k-diffusion's …_gpu ones."""
-    return heun(model, steps)
+    return heun(model, sigmas)
 
 
 class Solver:
-    """As DPM adaptive's and UniPC's."""
+    """As DPM fast's and DPM adaptive's: a loop over groups of calls."""
 
-    def sample(self, model, steps):
-        for step in range(steps):
-            model(step)
-
-
-def solver(model, steps):
-    Solver().sample(model, steps)
+    def sample(self, model, calls):
+        for i in range(0, calls, 3):
+            for _ in range(min(3, calls - i)):
+                model(i)
 
 
-def restart(model, steps):
+def solver(model, sigmas):
+    Solver().sample(model, len(sigmas))
+
+
+def restart(model, sigmas):
     """Two calls for each item of a list, one for the last."""
     step_list = []
-    for i in range(steps):
+    for i in range(len(sigmas)):
         step_list.append(i)
     for last, sigma in enumerate(step_list, 1):
         model(sigma)
-        if last < steps:
+        if last < len(sigmas):
             model(sigma)
 
 
@@ -127,14 +128,14 @@ def test_without_a_loop_the_hosts_flag_says_that_two_calls_are_a_step():
 
 def test_more_steps_than_the_host_says():
     """DPM adaptive; the plan clamps this to t = 1."""
-    assert launch_sampling(lambda model, _: solver(model, 84), 4) == list(range(84))
+    assert launch_sampling(lambda model, _: Solver().sample(model, 84), 4) == list(range(84))
 
 
 def test_a_pass_that_is_joined_later():
     """By a refiner that the LoRAs fit, after a checkpoint that they did not."""
 
-    def late(model, steps):
-        for i in range(steps):
+    def late(model, sigmas):
+        for i in range(len(sigmas)):
             if i > 1:
                 model(i)
 
@@ -144,12 +145,13 @@ def test_a_pass_that_is_joined_later():
 
 
 def test_nothing_outside_of_the_sampler_is_read():
-    found = []
+    found, sigmas = [], range(2)
     for i in range(3, 5):
-        launch_sampling(lambda model, _: found.append((i, loop_index(sys._getframe()))), 1)  # noqa: B023
+        launch_sampling(lambda *_: found.append((i, loop_index(sys._getframe()))), len(sigmas))  # noqa: B023
     assert found == [(3, None), (4, None)]
 
 
 def test_a_call_that_no_sampler_makes():
-    for i in range(3):
+    sigmas = range(3)
+    for i in sigmas:
         assert loop_index(sys._getframe()) is None, i

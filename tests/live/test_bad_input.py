@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from kloras import PAIR, script, tags
+from kloras import PAIR, always, script, tags
 from safetensors.torch import load_file, save_file
 
 GOOD = dict(content=PAIR[0], style=PAIR[1])
@@ -128,6 +128,25 @@ def test_a_file_that_the_host_refuses_is_told_with_its_reason(webui):
     try:
         reason = "accept those keys: odd): choose another file."
         assert_one_sentence(webui, webui.txt2img(), reason, prompt=tags(path.stem, PAIR[1]))
+    finally:
+        path.unlink()
+        webui.refresh_loras()
+
+
+@pytest.mark.parametrize("count", [8, 1000])
+def test_a_file_with_keys_that_the_host_cannot_place(webui, count):
+    """Each host drops a whole file at another number of them; K-LoRA does what `<lora:>` does."""
+    path = webui.loras / "sd15_content_more.safetensors"
+    more = {f"lora_unet_nowhere_{i}.lora_up.weight": torch.zeros(4, 1) for i in range(count)}
+    save_file({**load_file(webui.loras / f"{PAIR[0]}.safetensors"), **more}, path)
+    webui.refresh_loras()
+    try:
+        base, lora = webui.txt2img().sha, webui.txt2img(prompt=f"a cat <lora:{path.stem}:1>").sha
+        assert lora in (base, webui.txt2img(prompt=f"a cat <lora:{PAIR[0]}:1>").sha)
+        result = webui.txt2img(prompt=tags(path.stem, PAIR[1]), alwayson_scripts=always("content"))
+        assert result.sha == lora
+        dropped = "“sd15_content_more” does not fit this model" in result.infotexts[0]
+        assert dropped == (lora == base)
     finally:
         path.unlink()
         webui.refresh_loras()

@@ -185,6 +185,14 @@ def test_the_second_of_a_batch_count_is_the_image_of_its_seed(webui):
     assert alone.sha in webui.txt2img(prompt=tags(*PAIR), steps=STEPS, seed=1, n_iter=2).hashes
 
 
+def test_without_a_negative_condition(webui, expected):
+    """At CFG 1 some hosts have none, and make one evaluation a step."""
+    result, calls = recorded(webui, prompt=tags(*PAIR), steps=STEPS, cfg_scale=1)
+    assert "K-LoRA error" not in result.infotexts[0]
+    for call in calls:
+        expected.check(call, call["step"], STEPS)
+
+
 def test_prompt_editing_and_composition(webui, expected):
     for prompt in (
         "a [cat:dog:0.5] <klora:{}> <klora:{}>",

@@ -281,3 +281,13 @@ def test_the_name_in_a_file_counts_while_no_other_file_has_it(webui):
             path.unlink(missing_ok=True)
         webui.refresh_loras()
     assert unknown == [False, True]
+
+
+@pytest.mark.needs("several LoRA folders")
+def test_files_in_a_second_folder(webui, tmp_path):
+    """`--lora-dirs`, once for each folder."""
+    wanted = webui.txt2img(prompt=tags(*PAIR)).sha
+    shutil.copy(webui.loras / f"{PAIR[1]}.safetensors", tmp_path / "elsewhere.safetensors")
+    with webui.beside("folders", arguments=["--lora-dirs", str(tmp_path)]) as server:
+        assert {"name": "elsewhere"} in server.get("/klora/loras")
+        assert server.txt2img(prompt=tags(PAIR[0], "elsewhere")).sha == wanted
