@@ -70,8 +70,6 @@ class _Active:
     """Weak reference to the generation."""
     iteration: int
     """Which batch of the generation."""
-    sampling: _PassKey | None = None
-    """The pass that is being sampled with it; None before its first step."""
     shown: PassReport | None = None
     """What the report has of it."""
     plan_key: tuple | None = None
@@ -99,6 +97,9 @@ class Session:
         self._applying = False
         """Whether the host may be applying a fusion: from ``attach`` on, and in each model call.
         If this is still set when a generation begins, the last one ended half-way."""
+        self._sampling: _PassKey | None = None
+        """The latest pass that was sampled with K-LoRA. The present one may be another: a host that
+        loads a refiner activates the LoRAs of an empty generation meanwhile (get_empty_cond)."""
         self._given_up: _PassKey | None = None
         """The pass that K-LoRA has ended in."""
         self._reports: list[tuple[weakref.ref, Report]] = []
@@ -181,13 +182,12 @@ class Session:
 
     def is_sampling(self, p: Any) -> bool:
         """Whether a pass of ``p`` is under way with K-LoRA: then a refiner takes it over."""
-        sampling = self._active and self._active.sampling
-        return sampling is not None and sampling.is_of(p)
+        return self._sampling is not None and self._sampling.is_of(p)
 
     def begin(self, p: Any) -> None:
         """Generation ``p`` begins: what an earlier one has left is taken back."""
         self._reports = [entry for entry in self._reports if entry[0]() is not p]
-        self._given_up = None
+        self._sampling = self._given_up = None
         self.detach()
         if self._applying:
             self._loader.forget_fusions()
@@ -296,7 +296,7 @@ class Session:
         plan = active.plan_for(at.steps, active.settings.start(at.t0))
         self._host.select(active.fusion, plan.row(at.finished_steps))
         if active.shown is None or active.shown.plan is not plan:
-            active.sampling = _PassKey(active.processing, active.iteration, at.hires)
+            self._sampling = _PassKey(active.processing, active.iteration, at.hires)
             active.shown = PassReport(active.names, active.loaded.pair, plan, at.hires)
             self._report.show(active.shown)
 

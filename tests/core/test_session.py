@@ -578,6 +578,14 @@ class TestErrorAtTheRefiner:
         assert any("the refiner's do not" in comment for comment in p.comments)
         assert host.attached is None
 
+    def test_an_empty_generation_while_the_refiner_is_loaded(self, session, p):
+        """AUTOMATIC1111's and reForge's get_empty_cond."""
+        before = p.extra_generation_params[infotext.KEY]
+        session.activate(Processing(), [], OFF)
+        session.activate(p, TAGS, OFF)
+        assert p.extra_generation_params[infotext.KEY] == before
+        assert p.extra_generation_params[infotext.ERROR_KEY].endswith("the refiner's do not.")
+
     def test_the_next_image_of_the_batch_count_begins_anew(self, session, p):
         p.iteration = 1
         session.activate(p, TAGS, OFF)
