@@ -46,6 +46,7 @@ def pytest_configure(config):
         config.addinivalue_line("markers", marker)
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups after us
 def pytest_collection_modifyitems(items):
     """Mark what lies in this folder; let each host have its tests in one go, and within a file each
     of its models: to load another one takes longer than many a test."""

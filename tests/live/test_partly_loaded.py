@@ -46,7 +46,6 @@ def test_the_picture_is_that_of_the_whole_model(webui, whole, room, mib):
     room(mib)
     result, calls = recorded(webui, prompt=tags(*PAIR), steps=STEPS)
     assert all(layers_outside(call) for call in calls)
-    assert any(call["touched"] for call in calls) == (mib > 1)
     assert result.sha == whole["K-LoRA"]
     assert webui.txt2img(steps=STEPS, prompt=tags(*PAIR)).sha == whole["K-LoRA"]
     assert webui.txt2img(steps=STEPS, prompt=f"a cat <lora:{PAIR[0]}:1>").sha == whole["lora"]
