@@ -274,6 +274,10 @@ def limit_memory(mib):
     limited.own = load
     loaded.model_load = load if mib is None else limited
     management.unload_all_models()
+    # Neo would leave what an online LoRA was added by in the layers that are outside from now on.
+    unet = shared.sd_model.forge_objects.unet
+    for module in unet.model.modules():
+        inspect.getmodule(unet.partially_load).wipe_lowvram_weight(module)
 
 
 def unload(share):
