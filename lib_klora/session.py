@@ -157,6 +157,13 @@ class Session:
             p, lambda: self._host.attach(active.fusion, active.plan_for(1, active.t0).row(0))
         )
 
+    def settle(self, p: Any) -> None:
+        """Other extensions have had their say on the LoRAs of generation ``p``: before text is
+        encoded, and before each pass."""
+        active = self._active
+        if active is not None and active.processing() is p:
+            self._attempt(p, lambda: self._host.settle(active.fusion))
+
     def before_model_call(self, read_pass: Callable[[], Pass]) -> None:
         """Gives every layer the LoRA that the plan has for this step. What ``read_pass`` raises,
         because the host is not as expected, ends K-LoRA for this generation like any failure."""

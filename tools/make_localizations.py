@@ -79,7 +79,7 @@ SENTENCES = (
     "The WebUI could not apply K-LoRA to every layer, most often because memory is full, so the "
     "picture is made without it: choose a smaller size, or generate again.",
     "The picture is made without K-LoRA, because another extension samples with a model of its own "
-    "that has no LoRAs: switch that extension off.",
+    "that has no LoRAs, or changes LoRAs between steps: switch that extension off.",
     "The WebUI applies no LoRAs to the SD Unet “x”, so the picture is made without K-LoRA. To use "
     "it, choose None in Settings → Stable Diffusion → SD Unet.",
     # what a paste found
@@ -385,10 +385,12 @@ TRANSLATIONS = {
         "この画像は K-LoRA なしで作られます：サイズを小さくするか、もう一度生成してください。",
     ),
     "The picture is made without K-LoRA, because another extension samples with a model of its own "
-    "that has no LoRAs: switch that extension off.": (
-        "这张图不使用 K-LoRA，因为另一个扩展用它自己的、不带 LoRA 的模型采样：请关闭该扩展。",
-        "別の拡張機能が LoRA のない独自のモデルでサンプリングするため、この画像は"
-        " K-LoRA なしで作られます：その拡張機能をオフにしてください。",
+    "that has no LoRAs, or changes LoRAs between steps: switch that extension off.": (
+        "这张图不使用 K-LoRA，因为另一个扩展用它自己的、不带 LoRA 的模型采样，"
+        "或在各步之间更改 LoRA：请关闭该扩展。",
+        "別の拡張機能が LoRA のない独自のモデルでサンプリングするか、"
+        "ステップの間に LoRA を変えるため、この画像は K-LoRA なしで作られます："
+        "その拡張機能をオフにしてください。",
     ),
     "The WebUI applies no LoRAs to the SD Unet": (
         "WebUI 不会对这个 SD Unet 应用 LoRA：",

@@ -169,6 +169,9 @@ class A1111(CommonHost):
         for net in self._registered:
             _register_embeddings(net)
 
+    def settle(self, fusion: _Fusion) -> None:
+        """Nothing: extensions change the networks whose names they know, and ours has its own."""
+
     def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
         if sd_unet.current_unet is not None:  # such as TensorRT's
             label = sd_unet.current_unet.option.label

@@ -158,6 +158,9 @@ class DiffusersUNet:
         if self._fusion is not fusion:
             self.select(fusion, choice)
 
+    def settle(self, fusion: object) -> None:
+        """Nothing: there are no others."""
+
     def select(self, fusion: UNetFusion, choice: np.ndarray) -> None:
         self._fusion = fusion
         self._apply(self._wanted(fusion, choice))

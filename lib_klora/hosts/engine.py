@@ -40,7 +40,7 @@ from .protocol import HostLora, OnDisk
 _UNET = "diffusion_model."
 WITHOUT_LORAS = (
     "The picture is made without K-LoRA, because another extension samples with a model of its own "
-    "that has no LoRAs: switch that extension off."
+    "that has no LoRAs, or changes LoRAs between steps: switch that extension off."
 )
 numbers = itertools.count(1)
 """For names that the host has not seen."""
@@ -152,6 +152,10 @@ class Engine(CommonHost, ABC):
     @abstractmethod
     def patched_clip(self, fusion: EngineFusion, clean: Any) -> Any:
         """A clone of the text encoder ``clean`` that holds the fusion's text encoder parts."""
+
+    @abstractmethod
+    def settle(self, fusion: EngineFusion) -> None:
+        """As in the protocol."""
 
     @abstractmethod
     def withdraw(self, fusion: EngineFusion, patched: Any) -> None:

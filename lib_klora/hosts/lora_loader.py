@@ -101,6 +101,14 @@ class LoraLoaderEngine(Engine):
             )
         return patched
 
+    def settle(self, fusion: _Fusion) -> None:
+        """Puts ours last again. LoRA Block Weight gives the identifiers of the ``<lora:>`` tags new
+        names, which moves them behind ours, and later takes the first ones for theirs."""
+        patched = self.engine().forge_objects_after_applying_lora
+        if getattr(patched, "klora_fusion", None) is fusion:
+            patches = patched.unet.lora_patches
+            patches[fusion.identifier] = patches.pop(fusion.identifier, fusion.entries)
+
     def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
         patcher = self.loaded_patcher()
         if patcher.lora_loader.loaded_hash != str(list(patcher.lora_patches)) or (

@@ -22,6 +22,7 @@ import uuid
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -79,6 +80,13 @@ class _Fusion(EngineFusion):
     checked: uuid.UUID | None = None
     """What the model was loaded with when ``_check_places`` looked at it."""
 
+    @cached_property
+    def patches(self) -> set[int]:
+        """Identities of what our entries add, at whatever weight."""
+        ours = {id(one.entry[1]) for key in self.contributions for one in self.contributions[key]}
+        texts = {id(patch) for _, patches, _ in self.text_encoder for patch in patches.values()}
+        return ours | texts | {id(_NOTHING[1])}
+
     def put(self, key: str, entries: Iterable[Entry] | None = None) -> None:
         """Gives all copies these entries of ours, or those of the present winners."""
         ours = {id(one.entry) for one in self.contributions[key]} | {id(_NOTHING)}
@@ -126,6 +134,7 @@ class ModelPatcherEngine(Engine):
             entries = [*patched.patches.get(key, ()), *fusion.own(key)]
             patched.patches[key] = _Entries(fusion, key, entries)
         patched.patches_uuid = fusion.present
+        patched.klora_lists = dict(patched.patches)
         if fusion.is_online:
             self.preserve_memory(patched, clean, fusion)
         return patched
@@ -137,7 +146,37 @@ class ModelPatcherEngine(Engine):
             patched.patcher.add_patches(patches, strength, **how)
         key = clean.patcher.patches_uuid, fusion.is_online
         patched.patcher.patches_uuid = fusion.texts.setdefault(key, patched.patcher.patches_uuid)
+        patched.patcher.klora_lists = dict(patched.patcher.patches)
         return patched
+
+    def settle(self, fusion: _Fusion) -> None:
+        """LoRA Block Weight puts lists of its own in the place of a patcher's: what it has left of
+        others is what ours belong behind."""
+        engine = self.engine()
+        patched = engine.forge_objects_after_applying_lora
+        if getattr(patched, "klora_fusion", None) is not fusion or not _is_changed(patched):
+            return
+        left = patched.shallow_copy()
+        for part in ("unet", "clip"):
+            setattr(left, part, getattr(patched, part).clone())
+            patcher = getattr(getattr(left, part), "patcher", getattr(left, part))
+            for key, entries in patcher.patches.items():
+                patcher.patches[key] = [e for e in entries if id(e[1]) not in fusion.patches]
+            patcher.patches_uuid = uuid.uuid4()
+        self.begin(fusion, left, fusion.choice)
+        before = patched.unet, patched.clip
+        patched.unet = self.patched_unet(fusion, left.unet)
+        patched.clip = self.patched_clip(fusion, left.clip)
+        for part, old in zip(("unet", "clip"), before, strict=True):
+            if getattr(engine.forge_objects, part) is old:
+                setattr(engine.forge_objects, part, getattr(patched, part))
+        if _is_clone_of(engine.forge_objects.unet, before[0]):  # an extension's, for this pass
+            clone = engine.forge_objects.unet
+            for key in fusion.contributions:
+                others = [e for e in clone.patches.get(key, ()) if id(e[1]) not in fusion.patches]
+                clone.patches[key] = _Entries(fusion, key, others)
+                fusion.put(key)
+            clone.patches_uuid = uuid.uuid4()
 
     def select(self, fusion: _Fusion, choice: np.ndarray) -> None:
         patcher = self.loaded_patcher()
@@ -154,9 +193,13 @@ class ModelPatcherEngine(Engine):
             self._rewrite(patcher, keys, fusion)
 
     def withdraw(self, fusion: _Fusion, patched: Any) -> None:
+        patcher = self.loaded_patcher()
         for key in fusion.contributions:
             fusion.put(key, ())
-        patcher = self.loaded_patcher()
+            for holder in (patcher, patched.unet):
+                entries = holder.patches.get(key)
+                if entries and not isinstance(entries, _Entries):  # another extension's list
+                    holder.patches[key] = [e for e in entries if id(e[1]) not in fusion.patches]
         try:
             self._rewrite(patcher, fusion.contributions, fusion)
         except BaseException:
@@ -234,6 +277,22 @@ def _forget_what_is_merged(patcher: Any) -> None:
     """The host puts all weights back from its backups before it loads whatever comes next."""
     if patcher.model.current_weight_patches_uuid is not None:
         patcher.model.current_weight_patches_uuid = uuid.uuid4()
+
+
+def _is_clone_of(patcher: Any, other: Any) -> bool:
+    """Whether a patcher was made from another, by way of others or not."""
+    while patcher is not None and patcher is not other:
+        patcher = patcher.parent
+    return patcher is other
+
+
+def _is_changed(patched: Any) -> bool:
+    """Whether another extension has put lists of its own into our clones."""
+    return any(
+        patcher.patches.get(key) is not entries
+        for patcher in (patched.unet, patched.clip.patcher)
+        for key, entries in getattr(patcher, "klora_lists", {}).items()
+    )
 
 
 def _is_in(fusion: _Fusion, patcher: Any) -> bool:

@@ -3,8 +3,8 @@
 The host applies; K-LoRA only says which LoRA a layer gets. Life cycle, all on the host's own
 generation thread::
 
-    find → read, load (twice) → fuse → attach → select, check, select, … → detach
-                                   ↑_____________________________________|  next generation
+    find → read, load (twice) → fuse → attach, settle → select, check, select, … → detach
+                                   ↑____________________________________________|  next generation
 """
 
 from __future__ import annotations
@@ -104,6 +104,10 @@ class Host(Protocol):
         ``choice`` (a row of ``Plan.choice``) is what to begin with, unless the host still holds
         another one.
         """
+
+    def settle(self, fusion: Fusion) -> None:
+        """After other extensions had their say on the host's current LoRAs, before text is encoded
+        and before each pass: what they have changed stays, with the fusion behind it."""
 
     def select(self, fusion: Fusion, choice: np.ndarray) -> None:
         """Before a model call: layer i of the pair gets the LoRAs whose ``methods.BITS`` are in

@@ -146,6 +146,16 @@ class KLoraScript(scripts.Script):
         if network is not None:
             network.begin(p)
 
+    def process_batch(self, p, *args, **kwargs) -> None:
+        """After all extensions' ``after_extra_networks_activate``, before text is encoded."""
+        network = _extra_network()
+        if network is not None:
+            network.session.settle(p)
+
+    def process_before_every_sampling(self, p, *args, **kwargs) -> None:
+        """The hires pass is activated by itself, too."""
+        self.process_batch(p)
+
     def postprocess(self, p, processed, *args) -> None:
         """Keeps what was done, for the page to ask for."""
         network = _extra_network()

@@ -42,7 +42,6 @@ class FakeFusion:
 class FakeHost:
     folder: Path
     present: Model
-    name: str = "FakeUI"
     asked: list = field(default_factory=list)
     attached: FakeFusion | None = None
     applied: dict[str, str] = field(default_factory=dict)
@@ -116,6 +115,10 @@ class FakeHost:
         self._record("attach", fusion)
         if set(self.applied) != {*fusion.layers, *fusion.unpaired}:
             self.applied = {**self._roles(fusion, choice), **fusion.unpaired}
+
+    def settle(self, fusion) -> None:
+        assert fusion is self.attached, "settled without being attached"
+        self._record("settle")
 
     def select(self, fusion: FakeFusion, choice: np.ndarray) -> None:
         self._record("select", choice.copy())

@@ -557,6 +557,24 @@ class TestErrorInTheHiresPass:
         assert "first pass" not in p.extra_generation_params[infotext.ERROR_KEY]
 
 
+class TestOtherExtensions:
+    def test_what_they_changed_is_settled_for_their_generation_alone(self, session, host):
+        p = Processing()
+        session.settle(p)
+        session.activate(p, TAGS, OFF)
+        session.settle(Processing())
+        assert host.count("settle") == 0
+        session.settle(p)
+        assert host.count("settle") == 1
+
+    def test_a_failure_ends_k_lora(self, session, host):
+        session.activate(p := Processing(), TAGS, OFF)
+        host.fails_in = "settle"
+        session.settle(p)
+        assert "settle broke" in p.extra_generation_params[infotext.ERROR_KEY]
+        assert host.attached is None
+
+
 class TestErrorAtTheRefiner:
     """A refiner takes a pass over between two of its steps, and the host activates once more."""
 

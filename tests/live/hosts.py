@@ -85,8 +85,9 @@ class HostRecord:
     arguments: of its command line; cpu_arguments: besides, where it computes on the CPU.
     names_checkpoint: whether the command line takes the first checkpoint (`--ckpt`).
     signs: what its log must say beside "Startup time" until it is usable.
-    settings: for its settings file. loading_options: those of them that act when a checkpoint is
-        loaded, and must_refresh: whether it reads them only when its page changes one of them.
+    settings: for its settings file. ui_defaults: for its file of the page's values.
+    loading_options: those settings that act when a checkpoint is loaded, and must_refresh: whether
+        it reads them only when its page changes one of them.
     hires: fields that a hires request needs.
     negative: how a card's negative text is written into the negative prompt.
     no_samplers: what the tests use of other hosts' samplers and this one does not have.
@@ -119,6 +120,7 @@ class HostRecord:
     names_checkpoint: bool = True
     signs: tuple[str, ...] = ()
     settings: Mapping = field(default_factory=dict)
+    ui_defaults: Mapping = field(default_factory=dict)
     loading_options: tuple[str, ...] = ()
     must_refresh: bool = False
     hires: Mapping = field(default_factory=dict)
@@ -278,6 +280,13 @@ NEO_SETTINGS = {
     "refiner_lora_replacement": "a=a",
 }
 NEO_CAN = "partly loaded", "refiner at a noise level", "fast refiner", "several LoRA folders"
+# As its second start has them. At the first one the prompt has no value, and a paste, which asks
+# for the value's type, leaves the prompt as it is (infotext_utils.py, _parse_info).
+NEO_UI = {
+    f"{tab}/{name}/value": ""
+    for tab in ("txt2img", "img2img")
+    for name in ("Prompt", "Negative Prompt")
+}
 NEO_LACKS = {
     **{what: why for what, why in FORGE_LACKS.items() if what not in NEO_CAN},
     "infotext field": "Forge Neo's API fails on the field `infotext`; its page is tested elsewhere",
@@ -300,6 +309,7 @@ NEO = HostRecord(
     arguments=("--cpu", "--disable-gpu-warning"),
     names_checkpoint=False,  # it would take `--ckpt` for `--ckpt-dirs`
     settings=NEO_SETTINGS,
+    ui_defaults=NEO_UI,
     loading_options=(DTYPE, "forge_additional_modules"),
     must_refresh=True,
     # There are no latent upscalers, but the default is one.

@@ -4,7 +4,18 @@ import itertools
 
 import numpy as np
 import pytest
-from kloras import PAIR, Expectation, always, is_attention, recorded, script, tags
+from kloras import (
+    PAIR,
+    Expectation,
+    always,
+    assert_weights,
+    choice,
+    is_attention,
+    recorded,
+    script,
+    tags,
+    weights_under,
+)
 
 STEPS = 6
 ONE_CALL = (
@@ -394,6 +405,40 @@ def test_an_extension_that_samples_with_patchers_of_its_own(webui, expected, mer
     webui.next(patchers="clones")
     assert webui.txt2img(steps=STEPS).sha == plain.sha
     assert_base_is_back(webui, expected)
+
+
+@pytest.mark.parametrize("hires", [False, True])
+def test_an_extension_that_weighs_loras_by_block(webui, host, hires):
+    """LoRA Block Weight puts lists of its own into the patchers: its weights stay those of the
+    `<lora:>` tags, and ours those of ours."""
+    if host.patcher != "ModelPatcher":
+        pytest.skip(f"{host.title} has no such lists")
+    pair, other = ("sd15_content_te", "sd15_style_te"), "sd15_content_down"  # a part of the layers
+    reading = choice(webui, *pair)
+    halved = f"a cat <lora:{other}:0.4>"
+    base, text = weights_under(webui, halved), []
+    wanted = {
+        role: weights_under(webui, f"{halved} <lora:{name}:1>")
+        for role, name in zip(("content", "style"), pair, strict=True)
+    }
+    more = dict(enable_hr=True, hr_scale=1, denoising_strength=0.99) if hires else {}
+    for lists, weight in ((None, 0.4), (0.5, 0.8)):
+        webui.next(record=True, **({} if lists is None else {"lists": lists}))
+        result = webui.txt2img(
+            prompt=tags(*pair, f" <lora:{other}:{weight}>"), steps=STEPS, **more,
+            alwayson_scripts=script(progress="restart"),
+        )  # fmt: skip
+        assert "K-LoRA error" not in result.infotexts[0]
+        calls = webui.last()
+        assert {call["hr"] for call in calls} == {False, hires}
+        for call in calls:
+            roles = reading.step(call["step"], call["steps"])
+            assert_weights(call["weights"], wanted, roles, base)
+        text.append({call["cond"] for call in calls})
+    # With a hires pass some hosts activate once more in the middle of encoding both passes' text.
+    assert hires or text[0] == text[1]
+    webui.txt2img(prompt=f"a cat <lora:{PAIR[0]}:0.1>", steps=1)  # drops the lists
+    assert weights_under(webui, halved) == base
 
 
 @pytest.mark.needs("patchers")

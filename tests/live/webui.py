@@ -305,7 +305,7 @@ class WebUI:
         (self.data / "extensions").mkdir()
         for name, folder in self.extensions.items():
             (self.data / "extensions" / name).symlink_to(folder, target_is_directory=True)
-        (self.data / "ui-config.json").unlink(missing_ok=True)
+        (self.data / "ui-config.json").write_text(json.dumps(self.host.ui_defaults))
         (self.data / "config.json").write_text(json.dumps(self.settings, indent=1))
         self.loaded = self.host.models["sd15"]  # as in SETTINGS
         command = [

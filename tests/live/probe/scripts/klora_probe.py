@@ -27,6 +27,9 @@ POST /klora-probe/next      what to do during the next image; every field may be
    "patchers": "clones" | "original"
                             the Forges: sample with two clones of the patcher in turn, as their
                             Fooocus inpaint does in some of the steps, or with one without LoRAs
+   "lists": FACTOR          ModelPatcher: after the LoRAs are activated, put lists of its own into
+                            the patchers, with each parameter's first entry alone and its strength
+                            times FACTOR, as LoRA Block Weight does
    "empty_networks": true,  AUTOMATIC1111: empty its list after the image, as LoRA Block Weight does
    "nested": {"prompt": TEXT, "scripts": null | "all" | [FILE STEMS], ...}
                             as ADetailer does: replace the finished image by an img2img of it;
@@ -583,6 +586,17 @@ class ProbeScript(scripts.Script):
         """Start a new image, unless it is part of another."""
         if not probe.nested:
             probe.start()
+
+    @reported
+    def after_extra_networks_activate(self, p, *args, **kwargs):
+        """Other lists, if asked for."""
+        factor = probe.doing.get("lists")
+        if factor is not None:
+            objects = shared.sd_model.forge_objects_after_applying_lora
+            for patcher in (objects.unet, objects.clip.patcher):
+                for key, entries in patcher.patches.items():
+                    first = [(entry[0] * factor, *entry[1:]) for entry in entries[:1]]
+                    patcher.patches[key] = first
 
     @reported
     def process_before_every_sampling(self, p, *args, **kwargs):
