@@ -104,6 +104,29 @@ class _Fusion(EngineFusion):
         return self.entries_for(key) or [_NOTHING] * self.is_online
 
 
+class _Path:
+    """A step on the way to some modules of a model."""
+
+
+class _Reduced:
+    """A patcher whose model has a few modules only, for the host's own method: it looks a parameter
+    up from the model's root twice, and each step through torch's modules takes its time."""
+
+    def __init__(self, patcher: Any, modules: Mapping[str, Any]) -> None:
+        self._patcher, self.model = patcher, _Path()
+        for key, module in modules.items():
+            node, (*path, last, _) = self.model, key.split(".")
+            for name in path:
+                node = vars(node).setdefault(name, _Path())
+                if not isinstance(node, _Path):
+                    break  # a module with parameters of its own, which knows those within
+            else:
+                setattr(node, last, module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._patcher, name)
+
+
 class ModelPatcherEngine(Engine):
     """The Host protocol where ComfyUI's ``ModelPatcher`` rewrites the weights."""
 
@@ -214,16 +237,17 @@ class ModelPatcherEngine(Engine):
 
     def _rewrite(self, patcher: Any, keys: Iterable[str], fusion: _Fusion) -> None:
         """Lets the weights of the model be what the patcher's entries for ``keys`` say now."""
+        modules = {key: module_of(patcher.model, key, fusion.modules) for key in keys}
+        reduced = _Reduced(patcher, modules)
         with synchronized(patcher.load_device), torch.inference_mode(), _remembered_seeds(patcher):
-            for key in keys:
-                module = module_of(patcher.model, key, fusion.modules)
+            for key, module in modules.items():
                 functions = _functions_for(module, key)
                 for function in functions:
                     getattr(function, "clear_prepared", lambda: None)()  # later ComfyUIs'
                 if not functions and key in patcher.backup:
-                    self._merge(patcher, key, module)
+                    self._merge(patcher, reduced, key, module)
 
-    def _merge(self, patcher: Any, key: str, module: Any) -> None:
+    def _merge(self, patcher: Any, reduced: _Reduced, key: str, module: Any) -> None:
         """Merges a parameter anew from its backup, by the host's own method.
 
         That puts a new tensor in the weight's place, which fragments memory; a plain one is
@@ -235,8 +259,8 @@ class ModelPatcherEngine(Engine):
             try:
                 weight.data.copy_(backup)
                 if patcher.patches.get(key):
-                    patcher.patch_weight_to_device(
-                        key, device_to=patcher.load_device, inplace_update=True
+                    type(patcher).patch_weight_to_device(
+                        reduced, key, device_to=patcher.load_device, inplace_update=True
                     )
             except RuntimeError as error:  # another shape, or memory is full
                 if is_full_memory(error):
