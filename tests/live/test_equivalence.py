@@ -284,3 +284,14 @@ def test_a_pt_file_is_read_through_the_hosts_safe_loader(webui, host):
     finally:
         path.unlink()
         webui.refresh_loras()
+
+
+@pytest.mark.needs("fp8 by a flag")
+def test_every_step_in_fp8(webui):
+    """Where only a flag at the start asks for it."""
+    with webui.beside("fp8", arguments=["--unet-in-fp8-e4m3fn"]) as server:
+        server.load("tiny_sd15")
+        assert_every_step(server, ("sd15_content", "sd15_style"))
+        base = server.txt2img().sha
+        assert not server.txt2img(prompt=tags("sd15_content", "sd15_style")).error
+        assert server.txt2img().sha == base != webui.txt2img().sha
