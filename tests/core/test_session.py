@@ -604,6 +604,11 @@ class TestErrorAtTheRefiner:
         assert p.extra_generation_params[infotext.KEY] == before
         assert p.extra_generation_params[infotext.ERROR_KEY].endswith("the refiner's do not.")
 
+    def test_the_same_request_again_begins_anew(self, session, p):
+        session.begin(p)
+        session.activate(p, TAGS, OFF)
+        assert "refiner" not in p.extra_generation_params[infotext.ERROR_KEY]
+
     def test_the_next_image_of_the_batch_count_begins_anew(self, session, p):
         p.iteration = 1
         session.activate(p, TAGS, OFF)
