@@ -19,7 +19,7 @@ def tags_of(prompt: str, styles: Sequence[str]) -> list[list[str]]:
 
 
 def _without_comments(prompt: str) -> str:
-    if not getattr(shared.opts, "enable_prompt_comments", False):
+    if not getattr(shared.opts, "enable_prompt_comments", True):  # no option: always, in reForge
         return prompt
     for data in scripts.scripts_data:  # importing it would register its callbacks a second time
         if PurePath(data.path).parts[-2:] == _COMMENTS:

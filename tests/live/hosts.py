@@ -385,6 +385,7 @@ REFORGE = HostRecord(
     signs=(" loaded in ",),
     settings={"sd_checkpoints_limit": 1},
     hires={"hr_cfg": 7},
+    negative="({}:1)",
     no_samplers=frozenset(("DDIM CFG++",)),
     page_errors=GRADIO_3,
     models={
