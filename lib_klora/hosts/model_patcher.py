@@ -89,13 +89,17 @@ class _Fusion(EngineFusion):
         texts = {id(patch) for _, patches, _ in self.text_encoder for patch in patches.values()}
         return ours | texts | {id(_NOTHING[1])}
 
+    def alive(self, key: str) -> list[_Entries]:
+        """The lists that somebody still has; the others are forgotten."""
+        lists = [copy for copy in (ref() for ref in self.copies.get(key, ())) if copy is not None]
+        self.copies[key] = [weakref.ref(copy) for copy in lists]
+        return lists
+
     def put(self, key: str, entries: Iterable[Entry] | None = None) -> None:
         """Gives all copies these entries of ours, or those of the present winners."""
         ours = {id(one.entry) for one in self.contributions[key]} | {id(_NOTHING)}
         new = self.own(key) if entries is None else entries
-        alive = [copy for copy in (ref() for ref in self.copies.get(key, ())) if copy is not None]
-        self.copies[key] = [weakref.ref(copy) for copy in alive]
-        for copy in alive:
+        for copy in self.alive(key):
             others, count = [entry for entry in copy if id(entry) not in ours], self.others[key]
             copy[:] = [*others[:count], *new, *others[count:]]  # others may have added some after
 
@@ -157,6 +161,7 @@ class ModelPatcherEngine(Engine):
         patched = clean.clone()
         for key in fusion.contributions:
             entries = [*patched.patches.get(key, ()), *fusion.own(key)]
+            fusion.alive(key)
             patched.patches[key] = _Entries(fusion, key, entries)
         patched.patches_uuid = fusion.present
         patched.klora_lists = dict(patched.patches)
