@@ -5,6 +5,7 @@
     python -m lib_klora plan CONTENT STYLE [--steps 30] [--scale S*] … [--png map.png]
     python -m lib_klora plan CONTENT STYLE --method "LoRA Switch"
     python -m lib_klora inspect FILE [--json file.json]
+    python -m lib_klora convert FILE OUT
 
 Exit code 0: done; 1: a file cannot be used or written, the reason is on stderr; 2: bad usage;
 130: interrupted.
@@ -26,14 +27,16 @@ from typing import Any
 
 try:
     import numpy  # noqa: F401
-    import safetensors  # noqa: F401
     import torch
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import save_file
 except ModuleNotFoundError as error:
     sys.exit(f"K-LoRA: this Python has no {error.name}: use one that has, such as the WebUI's.")
 
 from . import plot
+from .convert import convert
 from .errors import KLoraError, get_log
-from .layer_names import is_attention
+from .families import is_attention
 from .lora_file import LoraFile, parse_lora
 from .methods import METHODS
 from .pair import Pair, pair_files
@@ -58,8 +61,6 @@ _SPELLINGS = (
     ("transformer.", "diffusers"),
     ("unet.", "diffusers"),
 )
-_CONTEXT = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
-"""The text conditions' width, which attn2's to_k and to_v take in, tells the base model."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lib_klora", description="K-LoRA: which LoRA has which layer at which step."
     )
-    commands = parser.add_subparsers(required=True, metavar="plan | inspect")
+    commands = parser.add_subparsers(required=True, metavar="plan | inspect | convert")
 
     plan = commands.add_parser("plan", help="the selection of a pair of files")
     plan.add_argument("content", type=_path, help="the subject's LoRA, a .safetensors file")
@@ -147,6 +148,13 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("file", type=_path, help="a .safetensors file")
     inspect.add_argument("--json", **to_file, help="as JSON; - for standard output")
     inspect.set_defaults(run=_inspect)
+
+    convert = commands.add_parser(
+        "convert", help="write a LoRA file anew, with layer names that every WebUI reads"
+    )
+    convert.add_argument("file", type=_path, help="a .safetensors file")
+    convert.add_argument("out", type=_path, help="the new .safetensors file")
+    convert.set_defaults(run=_convert)
     return parser
 
 
@@ -310,13 +318,13 @@ def _progress_bar() -> Callable[[int, int], None] | None:
 def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     file, sha256 = _read(options.file), file_sha256(options.file)
     layers = list(file.layers.values())
-    attention = sum(is_attention(layer.name) for layer in layers)
+    attention = sum(is_attention(layer.name, file.family) for layer in layers)
     record = {
         "file": options.file,
         "sha256": sha256,
         "bytes": os.path.getsize(options.file),
         "spelling": sorted({_spelling(layer.prefix) for layer in layers}),
-        "base_model": _base_model(file),
+        "base_model": str(file.base_model),
         "types": dict(Counter(layer.kind for layer in layers).most_common()),
         "ranks": {str(rank): n for rank, n in _ranks(file)},
         "dtypes": sorted(
@@ -360,29 +368,49 @@ def _spelling(prefix: str) -> str:
     return "other"
 
 
-def _base_model(file: LoraFile) -> str:
-    if any(name.startswith(("double_blocks_", "single_blocks_")) for name in file.layers):
-        return "Flux"
-    widths = {
-        layer.shape[1]
-        for name, layer in file.layers.items()
-        if name.endswith(("_attn2_to_k", "_attn2_to_v")) and len(layer.shape) > 1
-    }
-    return _CONTEXT.get(widths.pop() if len(widths) == 1 else 0, "not recognised")
-
-
 def _dtype(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# -- both -----------------------------------------------------------------------------------------
+# -- convert --------------------------------------------------------------------------------------
 
 
-def _read(path: str) -> LoraFile:
+def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if not options.out.lower().endswith(".safetensors"):
+        parser.error(f"the new file's name must end in .safetensors: “{options.out}”")
+    if os.path.exists(options.out):
+        raise KLoraError(f"“{options.out}” is there already: give a name that is free.")
+    _require_file(options.file)
+    tensors = read_safetensors(options.file)
+    new = convert(os.path.basename(options.file), tensors)
+    with safe_open(options.file, "pt") as file:
+        metadata = file.metadata()
+    try:
+        save_file({key: tensors[old] for key, old in new.key_of.items()}, options.out, metadata)
+    except (OSError, SafetensorError) as error:
+        raise KLoraError(
+            f"“{options.out}” cannot be written ({error}): give another name."
+        ) from error
+    print(f"{options.out}: {_count(len(new.key_of), 'tensor')}, made for {new.base_model}")
+    if new.unplaced:
+        print(
+            f"{_count(len(new.unplaced), 'tensor')} kept the old name, because the place is not "
+            f"known: {', '.join(new.unplaced[:5])}{' …' * (len(new.unplaced) > 5)}"
+        )
+
+
+# -- all of them ----------------------------------------------------------------------------------
+
+
+def _require_file(path: str) -> None:
     if not os.path.exists(path):
         raise KLoraError(f"There is no file “{path}”.")
     if not os.path.isfile(path):
         raise KLoraError(f"“{path}” is a folder, a pipe or a device: give a .safetensors file.")
+
+
+def _read(path: str) -> LoraFile:
+    _require_file(path)
     return parse_lora(os.path.basename(path), read_safetensors(path))
 
 

@@ -1,19 +1,24 @@
-"""One name for one layer, however a file or a host spells it.
+"""One name for one layer, however a file spells it.
 
-The common name is the path of the module in the original (LDM or Black Forest Labs) network with
-``_`` for ``.``: ``input_blocks_4_1_transformer_blocks_0_attn1_to_q``,
-``double_blocks_0_img_attn_qkv``. A part of a fused projection has its letter behind a slash:
-``double_blocks_0_img_attn_qkv/q``, ``single_blocks_3_linear1/mlp``.
+In a WebUI the name is that of the parameter which the WebUI changes, whatever the file calls it
+(see ``hosts``). Here the same name is made from the file alone, for work without a WebUI.
 
-Spellings that are read:
+A name is the path of the module in the original network with ``_`` for ``.``:
+``input_blocks_4_1_transformer_blocks_0_attn1_to_q``, ``double_blocks_0_img_attn_qkv``. A part of a
+fused projection has its letter behind a slash: ``double_blocks_0_img_attn_qkv/q``,
+``single_blocks_3_linear1/mlp``.
+
+Spellings that are read, with any of these prefixes, in any order, also doubled:
 
 =====================  ===========================================================================
-kohya                  ``lora_unet_…`` with diffusers or LDM block names; ``lora_te_…``
-LyCORIS / SimpleTuner  ``lycoris_…`` with diffusers block names
-OneTrainer             ``lora_transformer_…`` with diffusers block names
+kohya, musubi          ``lora_unet_…`` with the network's own names or, of UNets, diffusers';
+                       ``lora_te_…``
+LyCORIS / SimpleTuner  ``lycoris_…`` with diffusers' names
+OneTrainer             ``lora_transformer_…`` with diffusers' names
 old diffusers          ``unet.….processor.to_q_lora.up``, with or without ``unet.``
-diffusers / PEFT       ``unet.….to_q.lora_A``, ``transformer.….to_q.lora_A``
-ComfyUI / BFL          ``diffusion_model.input_blocks.…``, ``diffusion_model.double_blocks.…``
+diffusers / PEFT       ``unet.….to_q.lora_A``, ``transformer.…``, ``base_model.model.…``
+ComfyUI / AI Toolkit   ``diffusion_model.…`` with the network's own names
+DiffSynth              the bare names
 =====================  ===========================================================================
 """
 
@@ -21,21 +26,54 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+
+from .families import FLUX, KREA_2, NEXT_DIT, UNET, WAN, Family, family_of
 
 TEXT_ENCODER_PREFIXES = ("lora_te", "text_encoder", "lora_prior_te")
 
-_NETWORK_PREFIXES = (
-    "base_model.model.",
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "diffusion_model_",
-    "transformer.",
-    "unet.",
-    "lora_unet_",
-    "lora_transformer_",
-    "lycoris_",
+_PREFIXES = re.compile(
+    r"(base_model\.model\.|(model\.)?diffusion_model[._]|transformer\.|unet[._]|lora_unet_+"
+    r"|lora_transformer_|lycoris_)+"
 )
+
+
+def is_text_encoder(prefix: str) -> bool:
+    """Whether a key prefix of a LoRA file belongs to a text encoder."""
+    return prefix.removeprefix("base_model.model.").startswith(TEXT_ENCODER_PREFIXES)
+
+
+def bare_name(prefix: str) -> str:
+    """A layer's name as a file has it, without what stands before the network's names.
+
+    ``prefix`` is a LoRA file's key up to the part that names the tensor, or a module's path.
+    """
+    name = prefix[match.end() :] if (match := _PREFIXES.match(prefix)) else prefix
+    name = name.replace(".", "_").replace("_processor_", "_")
+    return _TO_OUT.sub(r"\1_0", name)
+
+
+def common_names(prefixes: Iterable[str]) -> tuple[Family | None, dict[str, str]]:
+    """The family that these layers are of, and the name of each one.
+
+    A layer that no rule knows keeps its own name, so that two files of one spelling still pair.
+    """
+    bare = {prefix: bare_name(prefix) for prefix in prefixes}
+    family = family_of(bare.values())
+    rename = _FROM_DIFFUSERS.get(family, lambda name: name)
+    # Equal names are one string: files and host have thousands of them.
+    return family, {prefix: sys.intern(rename(name)) for prefix, name in bare.items()}
+
+
+def common_name(prefix: str) -> str:
+    """The name of a layer whose family its own name tells."""
+    return common_names([prefix])[1][prefix]
+
+
+_TO_OUT = re.compile(r"(_attn\d?_to_out|_attention_to_out)$")
+"""Diffusers leaves out the index of that list in some spellings."""
+
+# -- diffusers' names → the network's own ---------------------------------------------------------
 
 _RESNET = {
     "norm1": "in_layers_0",
@@ -45,12 +83,37 @@ _RESNET = {
     "time_emb_proj": "emb_layers_1",
     "conv_shortcut": "skip_connection",
 }
+_UNET_WHOLE = {
+    "conv_in": "input_blocks_0_0",
+    "conv_norm_out": "out_0",
+    "conv_out": "out_2",
+    "time_embedding_linear_1": "time_embed_0",
+    "time_embedding_linear_2": "time_embed_2",
+    "add_embedding_linear_1": "label_emb_0_0",
+    "add_embedding_linear_2": "label_emb_0_2",
+}
+_FLUX_WHOLE = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "time_text_embed_timestep_embedder_linear_1": "time_in_in_layer",
+    "time_text_embed_timestep_embedder_linear_2": "time_in_out_layer",
+    "time_text_embed_text_embedder_linear_1": "vector_in_in_layer",
+    "time_text_embed_text_embedder_linear_2": "vector_in_out_layer",
+    "time_text_embed_guidance_embedder_linear_1": "guidance_in_in_layer",
+    "time_text_embed_guidance_embedder_linear_2": "guidance_in_out_layer",
+    "time_guidance_embed_timestep_embedder_linear_1": "time_in_in_layer",
+    "time_guidance_embed_timestep_embedder_linear_2": "time_in_out_layer",
+    "double_stream_modulation_img_linear": "double_stream_modulation_img_lin",
+    "double_stream_modulation_txt_linear": "double_stream_modulation_txt_lin",
+    "single_stream_modulation_linear": "single_stream_modulation_lin",
+    "proj_out": "final_layer_linear",
+    "norm_out_linear": "final_layer_adaLN_modulation_1",
+}
 _FLUX_DOUBLE = {
     "attn_to_q": "img_attn_qkv/q",
     "attn_to_k": "img_attn_qkv/k",
     "attn_to_v": "img_attn_qkv/v",
     "attn_to_out_0": "img_attn_proj",
-    "attn_to_out": "img_attn_proj",
     "attn_add_q_proj": "txt_attn_qkv/q",
     "attn_add_k_proj": "txt_attn_qkv/k",
     "attn_add_v_proj": "txt_attn_qkv/v",
@@ -65,6 +128,10 @@ _FLUX_DOUBLE = {
     "ff_net_2": "img_mlp_2",
     "ff_context_net_0_proj": "txt_mlp_0",
     "ff_context_net_2": "txt_mlp_2",
+    "ff_linear_in": "img_mlp_0",
+    "ff_linear_out": "img_mlp_2",
+    "ff_context_linear_in": "txt_mlp_0",
+    "ff_context_linear_out": "txt_mlp_2",
 }
 _FLUX_SINGLE = {
     "attn_to_q": "linear1/q",
@@ -75,30 +142,72 @@ _FLUX_SINGLE = {
     "attn_norm_q": "norm_query_norm",
     "attn_norm_k": "norm_key_norm",
     "norm_linear": "modulation_lin",
+    "attn_to_qkv_mlp_proj": "linear1",
+    "attn_to_out_0": "linear2",
 }
-_WHOLE = {
-    "conv_in": "input_blocks_0_0",
-    "conv_norm_out": "out_0",
-    "conv_out": "out_2",
-    "time_embedding_linear_1": "time_embed_0",
-    "time_embedding_linear_2": "time_embed_2",
-    "add_embedding_linear_1": "label_emb_0_0",
-    "add_embedding_linear_2": "label_emb_0_2",
-    "x_embedder": "img_in",
-    "context_embedder": "txt_in",
-    "time_text_embed_timestep_embedder_linear_1": "time_in_in_layer",
-    "time_text_embed_timestep_embedder_linear_2": "time_in_out_layer",
-    "time_text_embed_text_embedder_linear_1": "vector_in_in_layer",
-    "time_text_embed_text_embedder_linear_2": "vector_in_out_layer",
-    "time_text_embed_guidance_embedder_linear_1": "guidance_in_in_layer",
-    "time_text_embed_guidance_embedder_linear_2": "guidance_in_out_layer",
-    "proj_out": "final_layer_linear",
-    "norm_out_linear": "final_layer_adaLN_modulation_1",
+_NEXT_DIT = {
+    "attention_to_q": "attention_qkv/q",
+    "attention_to_k": "attention_qkv/k",
+    "attention_to_v": "attention_qkv/v",
+    "attention_to_out_0": "attention_out",
+    "attention_norm_q": "attention_q_norm",
+    "attention_norm_k": "attention_k_norm",
 }
+_KREA_2 = {
+    "attn_to_q": "attn_wq",
+    "attn_to_k": "attn_wk",
+    "attn_to_v": "attn_wv",
+    "attn_to_gate": "attn_gate",
+    "attn_to_out_0": "attn_wo",
+    "ff_gate": "mlp_gate",
+    "ff_up": "mlp_up",
+    "ff_down": "mlp_down",
+}
+_KREA_2_WHOLE = {
+    "img_in": "first",
+    "time_embed_linear_1": "tmlp_0",
+    "time_embed_linear_2": "tmlp_2",
+    "time_mod_proj": "tproj_1",
+    "txt_in_linear_1": "txtmlp_1",
+    "txt_in_linear_2": "txtmlp_3",
+    "text_fusion_projector": "txtfusion_projector",
+    "final_layer_linear": "last_linear",
+}
+_WAN = {
+    **{
+        f"attn{i}_{diffusers}": f"{kind}_attn_{own}"
+        for i, kind in ((1, "self"), (2, "cross"))
+        for diffusers, own in (
+            ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out_0", "o"),
+            ("add_k_proj", "k_img"), ("add_v_proj", "v_img"),
+        )
+    },
+    "ffn_net_0_proj": "ffn_0",
+    "ffn_net_2": "ffn_2",
+}  # fmt: skip
+
+_Rename = Callable[[str], str]
+
+
+def _rename(whole: Mapping[str, str], *blocks: tuple[str, str, Mapping[str, str]]) -> _Rename:
+    """Names by tables: those outside the blocks, and (beginning, its number last, as a pattern;
+    the network's beginning; the rest) of each kind of block. Other names stay."""
+    kinds = [(re.compile(pattern + "_(.+)"), own, inside) for pattern, own, inside in blocks]
+
+    def rename(name: str) -> str:
+        for pattern, own, inside in kinds:
+            match = pattern.fullmatch(name)
+            if match:
+                rest = inside.get(match[match.lastindex])
+                return name if rest is None else f"{match.expand(own)}_{rest}"
+        return whole.get(name, name)
+
+    return rename
+
 
 # Diffusers counts blocks by resolution, the original network counts them through: three to a
 # resolution (two residual blocks and a resampler going down, three residual blocks going up).
-_RULES: list[tuple[re.Pattern, Callable[[re.Match], str | None]]] = [
+_UNET_RULES: list[tuple[re.Pattern, Callable[[re.Match], str]]] = [
     (
         re.compile(r"down_blocks_(\d+)_attentions_(\d+)_(.+)"),
         lambda m: f"input_blocks_{1 + 3 * int(m[1]) + int(m[2])}_1_{m[3]}",
@@ -131,57 +240,39 @@ _RULES: list[tuple[re.Pattern, Callable[[re.Match], str | None]]] = [
         lambda m: f"output_blocks_{2 + 3 * int(m[1])}_conv",
     ),
     (re.compile(r"output_blocks_(\d+)_[12]_conv"), lambda m: f"output_blocks_{m[1]}_conv"),
-    (
-        re.compile(r"single_transformer_blocks_(\d+)_(.+)"),
-        lambda m: f"single_blocks_{m[1]}_{_FLUX_SINGLE[m[2]]}" if m[2] in _FLUX_SINGLE else None,
-    ),
-    (
-        re.compile(r"transformer_blocks_(\d+)_(.+)"),
-        lambda m: f"double_blocks_{m[1]}_{_FLUX_DOUBLE[m[2]]}" if m[2] in _FLUX_DOUBLE else None,
-    ),
 ]
 
-_ATTENTION = re.compile(
-    r".*_attn\d_to_(q|k|v|out_0)"
-    r"|double_blocks_\d+_(img|txt)_attn_(qkv(/[qkv])?|proj)"
-    r"|single_blocks_\d+_linear[12](/\w+)?"
-)
 
-
-def is_text_encoder(prefix: str) -> bool:
-    """Whether a key prefix of a LoRA file belongs to a text encoder."""
-    return prefix.startswith(TEXT_ENCODER_PREFIXES)
-
-
-def common_name(prefix: str) -> str:
-    """The common name of a layer of the denoising network.
-
-    ``prefix`` is a LoRA file's key up to the part that names the tensor, or a host's module path.
-    A layer that no rule knows keeps its own name, so that two files of one spelling still pair.
-    Equal names are one string: files and host have thousands of them.
-    """
-    name = prefix
-    for network in _NETWORK_PREFIXES:
-        name = name.removeprefix(network)
-    name = name.replace(".", "_").replace("_processor_", "_")
-    name = _WHOLE.get(name, name)
-    for pattern, replace in _RULES:
+def _rename_unet(name: str) -> str:
+    for pattern, replace in _UNET_RULES:
         match = pattern.fullmatch(name)
         if match:
-            name = replace(match) or name
-            break
-    return sys.intern(re.sub(r"_attn(\d)_to_out$", r"_attn\1_to_out_0", name))
+            return replace(match)
+    return _UNET_WHOLE.get(name, name)
 
 
-def is_attention(name: str) -> bool:
-    """Whether the common name is an attention projection, the layers the paper fuses.
-
-    On Flux these are the qkv and proj of both streams and, in the single blocks, linear1 and
-    linear2, which hold the projections together with the MLP.
-    """
-    return _ATTENTION.fullmatch(name) is not None
-
-
-def fused_name(name: str) -> str:
-    """The name of the parameter that a layer lives in: ``…_qkv/q`` → ``…_qkv``."""
-    return name.partition("/")[0]
+_FROM_DIFFUSERS: Mapping[Family | None, _Rename] = {
+    UNET: _rename_unet,
+    FLUX: _rename(
+        _FLUX_WHOLE,
+        (r"single_transformer_blocks_(\d+)", r"single_blocks_\1", _FLUX_SINGLE),
+        (r"transformer_blocks_(\d+)", r"double_blocks_\1", _FLUX_DOUBLE),
+    ),
+    NEXT_DIT: _rename(
+        {
+            **{
+                f"all_final_layer_2-1_{layer}": f"final_layer_{layer}"
+                for layer in ("linear", "adaLN_modulation_1")
+            },
+            "all_x_embedder_2-1": "x_embedder",
+        },
+        (r"(layers|noise_refiner|context_refiner)_(\d+)", r"\1_\2", _NEXT_DIT),
+    ),
+    KREA_2: _rename(
+        _KREA_2_WHOLE,
+        (r"transformer_blocks_(\d+)", r"blocks_\1", _KREA_2),
+        (r"text_fusion_(layerwise|refiner)_blocks_(\d+)", r"txtfusion_\1_blocks_\2", _KREA_2),
+    ),
+    WAN: _rename({}, (r"blocks_(\d+)", r"blocks_\1", _WAN)),
+}
+"""For the families that diffusers names otherwise."""

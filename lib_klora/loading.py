@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from .errors import KLoraError, get_log, no_such_lora
+from .families import BaseModel, Family, family_of, is_attention
 from .hosts import Fusion, Host, HostLora, OnDisk
-from .layer_names import is_attention
-from .lora_file import LoraFile, parse_lora
+from .lora_file import Layer, LoraFile, parse_lora
 from .methods import METHODS
 from .pair import Pair, pair_files
 from .score_cache import ScoreCache, file_sha256
@@ -53,6 +53,18 @@ class LoadedPair:
     def versions(self) -> tuple[tuple, ...]:
         """Of both files, content first."""
         return tuple(self.on_disk[role].version for role in ROLES)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The present model's denoising network: ``layers`` as in ``Host.layers``."""
+
+    layers: Mapping[str, tuple[int, ...]]
+    family: Family | None
+
+    @property
+    def base_model(self) -> BaseModel:
+        return BaseModel.of(self.family, self.layers)
 
 
 class PairLoader:
@@ -163,9 +175,11 @@ class PairLoader:
         progress: Callable[[int, int], None] | None,
     ) -> tuple[Pair, Scores | None, list[str]]:
         """What ``LoadedPair`` has of two files beside the host's forms of them."""
+        layers = self._host.layers()
+        network = _Network(layers, family_of(layers))
         fitting, notes = {}, []
         for role in ROLES:
-            fitting[role], told = self._layers_that_fit(files[role], loras[role], settings.layers)
+            fitting[role], told = _fit(files[role], loras[role], network, settings.layers)
             notes += told
         pair = pair_files(
             fitting[CONTENT],
@@ -173,6 +187,7 @@ class PairLoader:
             layers=settings.layers,
             top_k=settings.top_k,
             unpaired=settings.unpaired,
+            network=network.family,
         )
         scores = None
         if METHODS[settings.method].needs_scores:
@@ -193,33 +208,77 @@ class PairLoader:
             self._hashes[on_disk.version] = read_or_raise(on_disk.path, file_sha256, on_disk.path)
         return self._hashes[on_disk.version]
 
-    def _layers_that_fit(
-        self, file: LoraFile, lora: HostLora, layers: str
-    ) -> tuple[LoraFile, list[str]]:
-        """The file without those layers in scope that the host cannot apply to the present model,
-        and what to tell."""
-        notes = []
-        scope = [name for name in file.layers if layers == "all" or is_attention(name)]
-        fitting = {}
-        for name in scope:
-            shape, layer = lora.shapes.get(name), file.layers[name]
-            if shape and shape[0] == layer.shape[0] and torch.Size(shape).numel() == layer.entries:
-                fitting[name] = layer
-        missing = [file.layers[name].prefix for name in scope if name not in fitting]
-        if len(missing) > len(fitting):
-            raise KLoraError(
-                f"“{file.name}” does not fit this model: {len(missing)} of its {len(scope)} layers "
-                f"(such as {missing[0]}) have no counterpart that this WebUI can apply them "
-                f"to. It was made for another kind of model, or its layer names are in a spelling "
-                f"that this WebUI does not read: choose another file or checkpoint."
-            )
-        if missing:
-            notes.append(_left_out(file, missing, "does not fit", "do not fit", "this model"))
-        if file.unread:
-            what = "of a type that K-LoRA cannot compare"
-            notes.append(_left_out(file, file.unread, "is", "are", what))
-        others = {name: file.layers[name] for name in file.layers.keys() - set(scope)}
-        return replace(file, layers=others | fitting), notes
+
+def _fit(
+    file: LoraFile, lora: HostLora, network: _Network, layers: str
+) -> tuple[LoraFile, list[str]]:
+    """The file with the layers that the host can apply to the present model, by the host's names,
+    and what to tell. ``layers`` is the setting of that name.
+
+    Raises KLoraError if that is less than half of all, or of those in scope.
+    """
+    fitting: dict[str, Layer] = {}
+    missing: list[Layer] = []
+    for layer in file.layers.values():
+        if layer.prefix in lora.text_encoder:
+            continue
+        name = lora.names.get(layer.prefix, "")
+        if _has_shape(layer, lora.shapes.get(name)):
+            fitting[name] = replace(layer, name=name)
+        else:
+            missing.append(layer)
+    in_scope = [x for x in missing if layers == "all" or is_attention(x.name, file.family)]
+    of_scope = sum(layers == "all" or is_attention(name, network.family) for name in fitting)
+    if len(missing) > len(fitting) or len(in_scope) > of_scope:
+        raise KLoraError(_sentence_of_misfit(file, missing, len(fitting), network))
+    notes = []
+    if file.base_model.excludes(network.base_model):
+        notes.append(
+            f"“{file.name}” was made for {file.base_model}, and the checkpoint is "
+            f"{network.base_model}: {len(fitting)} of its {len(fitting) + len(missing)} layers fit."
+        )
+    if in_scope:
+        prefixes = [layer.prefix for layer in in_scope]
+        notes.append(_left_out(file, prefixes, "does not fit", "do not fit", "this model"))
+    if file.unread:
+        what = "of a type that K-LoRA cannot compare"
+        notes.append(_left_out(file, file.unread, "is", "are", what))
+    return replace(file, layers=fitting), notes
+
+
+def _has_shape(layer: Layer, shape: tuple[int, ...] | None) -> bool:
+    """Whether a layer's ΔW belongs to a weight of this shape; that of a conv may be flattened."""
+    return (
+        shape is not None
+        and shape[0] == layer.shape[0]
+        and torch.Size(shape).numel() == layer.entries
+    )
+
+
+def _sentence_of_misfit(
+    file: LoraFile, missing: Sequence[Layer], fitting: int, network: _Network
+) -> str:
+    """What to tell of a file of which only so many layers are ``fitting``, and why that is."""
+    of_all = f"{fitting} of its {fitting + len(missing)} layers"
+    unread = [layer for layer in missing if _has_shape(layer, network.layers.get(layer.name))]
+    if len(unread) > len(missing) / 2:
+        return (
+            f"“{file.name}” is for this model, but its layer names are in a spelling that this "
+            f"WebUI does not read (such as {unread[0].prefix}; {of_all} are read). Write it anew: "
+            f"“python -m lib_klora convert FILE OUT” in the extension's folder, or choose another "
+            f"file."
+        )
+    one, other = file.base_model, network.base_model
+    if one.excludes(other):
+        return (
+            f"“{file.name}” does not fit this model: it was made for {one}, the checkpoint is "
+            f"{other}, and {of_all} fit. Choose a LoRA for {other}, or a checkpoint for this one."
+        )
+    return (
+        f"“{file.name}” does not fit this model: {of_all} fit, and the others (such as "
+        f"{missing[0].prefix}) have no counterpart that this WebUI can apply them to. Choose "
+        f"another file or checkpoint."
+    )
 
 
 def _left_out(file: LoraFile, prefixes: Sequence[str], one: str, more: str, why: str) -> str:

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from .errors import KLoraError
-from .layer_names import common_name, is_text_encoder
+from .families import BaseModel, Family
+from .layer_names import common_names, is_text_encoder
 
 # Endings of the keys, each with the tensor's name in this module. The longer one first where one
 # ends like another.
@@ -71,7 +72,7 @@ class Layer:
     """One layer of one file: the factors of its ΔW.
 
     Attributes:
-        name: common name, see ``layer_names``.
+        name: see ``layer_names``.
         prefix: the layer's name as the file spells it.
         kind: ``LoRA``, ``DoRA``, ``LoHa``, ``LoKr`` or ``full``.
         rank: what the file declares; None for ``full`` and an undecomposed LoKr.
@@ -141,15 +142,22 @@ class LoraFile:
 
     Attributes:
         name: as the person named it, for messages.
-        layers: the layers of the denoising network by common name.
+        layers: the layers of the denoising network by name.
         text_encoder: number of text encoder layers (they are applied, never compared).
         unread: key prefixes whose type this module cannot compare.
+        family: of the network that it is for, as far as its names tell.
     """
 
     name: str
     layers: Mapping[str, Layer]
     text_encoder: int
     unread: tuple[str, ...]
+    family: Family | None = None
+
+    @property
+    def base_model(self) -> BaseModel:
+        """What it was made for."""
+        return BaseModel.of(self.family, {n: layer.shape for n, layer in self.layers.items()})
 
 
 def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
@@ -161,12 +169,12 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
     groups: dict[str, dict[str, str]] = {}
     unknown: list[str] = []
     for key in tensors:
-        prefix, part = _split(key)
+        prefix, part = split_key(key)
         if part is None:
             unknown.append(key)
         else:
             groups.setdefault(prefix, {})[part] = key
-    layers: dict[str, Layer] = {}
+    layers: list[Layer] = []
     text_encoder = 0
     unread = list({_prefix_of_unknown(key) for key in unknown} - groups.keys())
     for prefix, keys in groups.items():
@@ -183,8 +191,7 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
         if is_text_encoder(prefix):
             text_encoder += 1
             continue
-        layer = replace(_layer(name, prefix, read), tensors=parts)
-        layers[layer.name] = layer
+        layers.append(replace(_layer(name, prefix, read), tensors=parts))
     if not layers and not text_encoder:
         raise KLoraError(
             f"“{name}” is no LoRA that K-LoRA can read: none of its {len(tensors)} tensors is "
@@ -193,7 +200,9 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
     unread = sorted(
         prefix for prefix in unread if not is_text_encoder(prefix) and prefix != "bundle_emb"
     )
-    return LoraFile(name, layers, text_encoder, tuple(unread))
+    family, names = common_names(layer.prefix for layer in layers)
+    named = (replace(layer, name=names[layer.prefix]) for layer in layers)
+    return LoraFile(name, {x.name: x for x in named}, text_encoder, tuple(unread), family)
 
 
 NOT_IN_DELTA = {"alpha", "dora_scale", "bias"}
@@ -223,7 +232,8 @@ class _Parts(Mapping[str, torch.Tensor]):
         return len(self.key_of)
 
 
-def _split(key: str) -> tuple[str, str | None]:
+def split_key(key: str) -> tuple[str, str | None]:
+    """A key of a file → the layer's prefix and the tensor's name here, None for an unknown one."""
     for ending, part in _ENDINGS.items():
         if key.endswith(ending):
             return key[: -len(ending)], part
@@ -281,7 +291,7 @@ def _layer(name: str, prefix: str, parts: Mapping[str, torch.Tensor]) -> Layer:
         shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in parts.items())
         raise wrong(f"has factors that do not fit together ({shapes})") from error
     scale = alpha / rank if alpha is not None and rank is not None else 1.0
-    return Layer(common_name(prefix), prefix, kind, rank, scale, shape, parts)
+    return Layer(prefix, prefix, kind, rank, scale, shape, parts)
 
 
 def _kind(parts: Mapping[str, torch.Tensor]) -> str | None:

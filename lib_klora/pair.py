@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from . import klora
 from .errors import KLoraError
-from .layer_names import fused_name, is_attention
+from .families import Family, is_attention
 from .lora_file import FusedLayer, Layer, LoraFile
 from .tag import CONTENT, STYLE
 
@@ -62,19 +62,25 @@ def pair_files(
     layers: str = "attention",
     top_k: float = 1.0,
     unpaired: str = "keep",
+    network: Family | None = None,
 ) -> Pair:
-    """Joins two files by the layers' common names; the arguments are the settings of that name.
+    """Joins two files by the layers' names; the arguments are the settings of that name.
 
-    Where both split a fused parameter of Flux into parts, each part is a layer of its own; where
-    one has it whole, the whole parameter is the layer. Layers of one name whose ΔW cannot
-    belong to one parameter are left out.
-    Raises KLoraError if most common layers are like that, or no layer is left.
+    Where both split a fused parameter into parts, each part is a layer of its own; where one has it
+    whole, the whole parameter is the layer. Layers of one name whose ΔW cannot belong to one
+    parameter are left out.
+
+    Args:
+        network: the family of the model, if there is one; else each file's own.
+
+    Raises KLoraError if most common layers are like that, if the files are for different base
+    models, or no layer is left.
     """
     in_scope = [
         {
             name: layer
             for name, layer in file.layers.items()
-            if layers == "all" or is_attention(name)
+            if layers == "all" or is_attention(name, network or file.family)
         }
         for file in (content, style)
     ]
@@ -83,18 +89,21 @@ def pair_files(
             raise KLoraError(_sentence_of_no_layer(file, "attention " * (layers == "attention")))
     c, s = _whole_where_one_is(*in_scope)
     common = sorted(c.keys() & s.keys())
-    different = [name for name in common if not _fit_one_parameter(c[name], s[name])]
-    paired, notes = [], []
+    different = {name for name in common if not _fit_one_parameter(c[name], s[name])}
+    if 2 * (len(common) - len(different)) < min(len(c), len(s)):
+        _require_one_base_model(content, style)
+    notes = []
+    if layers == "attention" and not (network or content.family or style.family):
+        notes.append(
+            f"K-LoRA does not know this network: the {len(c.keys() | s.keys())} layers with "
+            f"attention in their names were taken to be its attention."
+        )
     if different:
-        notes.append(_sentence_of_shapes(content, style, different, len(common)))
-    without_rank = 0
-    for name in sorted(set(common).difference(different)):
-        r_c, r_s = c[name].rank, s[name].rank
-        if r_c is None and r_s is None:
-            without_rank += 1
-        r_c, r_s = r_c or r_s or DEFAULT_RANK, r_s or r_c or DEFAULT_RANK
-        k = klora.top_k(r_c, r_s, min(c[name].entries, s[name].entries), top_k)
-        paired.append(LayerPair(name, c[name], s[name], k))
+        notes.append(_sentence_of_shapes(content, style, min(different), len(different), common))
+    paired = tuple(
+        _layer_pair(name, c[name], s[name], top_k) for name in common if name not in different
+    )
+    without_rank = sum(x.content.rank is None and x.style.rank is None for x in paired)
     if without_rank:
         notes.append(
             f"{_layers(without_rank, 'has', 'have')} no rank in either file; K was computed as "
@@ -108,26 +117,33 @@ def pair_files(
             notes.append(f"{_layers(count, 'is', 'are')} only in “{file.name}” ({unpaired}).")
     if unpaired == "drop":
         alone = {}
-    if not paired and not alone:
-        raise KLoraError(
-            f"“{content.name}” and “{style.name}” have no layer in common, and unpaired layers are "
-            f"dropped: choose “keep”, or another file."
-        )
-    return Pair(tuple(paired), dict(sorted(alone.items())), tuple(notes))
+    if not paired:
+        notes.append(_sentence_of_nothing_in_common(content, style, bool(alone)))
+    return Pair(paired, dict(sorted(alone.items())), tuple(notes))
+
+
+def _layer_pair(
+    name: str, content: Layer | FusedLayer, style: Layer | FusedLayer, top_k: float
+) -> LayerPair:
+    r_c = content.rank or style.rank or DEFAULT_RANK
+    r_s = style.rank or content.rank or DEFAULT_RANK
+    k = klora.top_k(r_c, r_s, min(content.entries, style.entries), top_k)
+    return LayerPair(name, content, style, k)
 
 
 def _whole_where_one_is(
     content: Mapping[str, Layer], style: Mapping[str, Layer]
 ) -> tuple[dict[str, Layer | FusedLayer], dict[str, Layer | FusedLayer]]:
-    """Joins a file's parts of a fused parameter wherever the other file has it whole."""
-    whole = {name for layers in (content, style) for name in layers if fused_name(name) == name}
+    """Joins a file's parts of a fused parameter wherever the other file has it whole, or has q, k
+    and v in one."""
+    names = content.keys() | style.keys()
     joined = []
     for layers in (content, style):
         result: dict[str, Layer | FusedLayer] = {}
         parts: dict[str, list[Layer]] = {}
         for name, layer in layers.items():
-            fused = fused_name(name)
-            if fused != name and fused in whole:
+            fused = next((larger for larger in _larger(name) if larger in names), None)
+            if fused is not None:
                 parts.setdefault(fused, []).append(layer)
             else:
                 result[name] = layer
@@ -137,6 +153,25 @@ def _whole_where_one_is(
                 result[fused] = FusedLayer(fused, tuple(members))
         joined.append(result)
     return joined[0], joined[1]
+
+
+def _larger(name: str) -> list[str]:
+    """The names of what a part may be a part of, the largest first."""
+    parameter, _, part = name.partition("/")
+    return [
+        *([parameter] if part else []),
+        *([f"{parameter}/qkv"] if part in ("q", "k", "v") else []),
+    ]
+
+
+def _require_one_base_model(content: LoraFile, style: LoraFile) -> None:
+    """Raises KLoraError if the files tell that no model can have both."""
+    one, other = content.base_model, style.base_model
+    if one.excludes(other):
+        raise KLoraError(
+            f"“{content.name}” was made for {one} and “{style.name}” for {other}, so no model can "
+            f"have both: choose another file."
+        )
 
 
 def _fit_one_parameter(content: Layer | FusedLayer, style: Layer | FusedLayer) -> bool:
@@ -161,19 +196,30 @@ def _sentence_of_no_layer(file: LoraFile, kind: str) -> str:
     return f"“{file.name}” has no {kind}layer{readable}, so there is nothing to fuse: {advice}"
 
 
+def _sentence_of_nothing_in_common(content: LoraFile, style: LoraFile, applied: bool) -> str:
+    """What to tell of two files without a common layer. Raises KLoraError if no layer of either is
+    ``applied``."""
+    words = f"“{content.name}” and “{style.name}” have no layer in common"
+    if not applied:
+        raise KLoraError(
+            f"{words}, and unpaired layers are dropped: choose “keep”, or another file."
+        )
+    return f"{words}, so there is nothing to choose: both are applied all the time."
+
+
 def _sentence_of_shapes(
-    content: LoraFile, style: LoraFile, different: list[str], common: int
+    content: LoraFile, style: LoraFile, such_as: str, different: int, common: Sequence[str]
 ) -> str:
-    """What to tell of the layers that do not fit one parameter, out of so many ``common`` ones.
+    """What to tell of so many layers that do not fit one parameter, out of the ``common`` ones.
 
     Raises KLoraError if they are most of them.
     """
-    one, other = (file.layers[different[0]] for file in (content, style))
+    one, other = (file.layers[such_as] for file in (content, style))
     words = (
-        f"“{content.name}” and “{style.name}” differ in the shape of {len(different)} of {common} "
+        f"“{content.name}” and “{style.name}” differ in the shape of {different} of {len(common)} "
         f"common layers (such as {one.prefix}: {_shape(one)} and {_shape(other)})"
     )
-    if len(different) > common / 2:
+    if different > len(common) / 2:
         raise KLoraError(
             f"{words}: they were made for different kinds of model, choose another file."
         )

@@ -7,13 +7,13 @@ because a WebUI's own plotting packages differ.
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
 from itertools import groupby
 
 import numpy as np
 
+from .families import block, network_order
 from .methods import BITS, BOTH
 from .pair import Pair
 from .plan import Plan
@@ -32,14 +32,6 @@ _SHARE_HEIGHT, _GAP, _ZOOM = 40, 6, 2
 _MOST_TAKEOVERS = 4
 """Most to list one by one."""
 
-_BLOCKS = (  # (beginning of a common name, what it is called), in the network's order
-    (re.compile(r"input_blocks_(\d+)_"), "down"),
-    (re.compile(r"middle_block()_"), "mid"),
-    (re.compile(r"output_blocks_(\d+)_"), "up"),
-    (re.compile(r"double_blocks()_"), "double"),
-    (re.compile(r"single_blocks()_"), "single"),
-)
-
 # Three by five pixels, a digit of the octal number a row: 4 is the left pixel, 1 the right one.
 _FONT = {
     "0": 0o75557, "1": 0o26227, "2": 0o71747, "3": 0o71317, "4": 0o55711,
@@ -55,8 +47,8 @@ _FONT = {
 
 def selection_map(plan: Plan, pair: Pair) -> np.ndarray:
     """The picture, uint8 of shape [height, width, 3]; layers of one file only are shown lighter."""
-    names = sorted((*plan.layers, *pair.unpaired), key=_network_order)
-    blocks = [(word, list(layers)) for word, layers in groupby(names, _block)]
+    names = sorted((*plan.layers, *pair.unpaired), key=network_order)
+    blocks = [(word, list(layers)) for word, layers in groupby(names, block)]
     steps = plan.steps
     wide, high = max(1, _WIDTH // steps), max(1, _HEIGHT // max(1, len(names)))
     left, line = _text_width("content %") + 2 * _GAP, 5 * _ZOOM + _GAP
@@ -216,23 +208,6 @@ def _percent(share: float) -> str:
     if 99 < percent < 100:
         return "above 99 %"
     return f"{percent:.0f} %"
-
-
-def _network_order(name: str) -> tuple:
-    """Down, middle, up; double, single; then by the numbers in the name."""
-    numbers = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-    for i, (pattern, _) in enumerate(_BLOCKS):
-        if pattern.match(name):
-            return (i, numbers)
-    return (len(_BLOCKS), numbers)
-
-
-def _block(name: str) -> str:
-    for pattern, word in _BLOCKS:
-        match = pattern.match(name)
-        if match:
-            return f"{word} {match[1]}".rstrip()
-    return "other"
 
 
 def _lighter(colour: tuple[int, int, int]) -> np.ndarray:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,12 +27,12 @@ import torch
 from modules import devices, sd_hijack, sd_models, sd_unet, shared
 
 from ..errors import KLoraError, is_full_memory
-from ..layer_names import common_name
+from ..lora_file import split_key
 from ..methods import BITS, BOTH
 from ..pair import Pair
 from ..tag import ROLES, TagPair
 from ..tensor_file import Opening, TensorFile, read_safetensors
-from .common import CommonHost
+from .common import CommonHost, names_in
 from .protocol import HostLora, OnDisk
 
 _UNET = "diffusion_model_"
@@ -72,7 +72,7 @@ class _Parts:
     net: network.Network
     text_encoder: dict[str, Any] = field(default_factory=dict)
     unet: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Common name → module key → module."""
+    """Layer name → module key → module."""
 
 
 class A1111(CommonHost):
@@ -86,6 +86,14 @@ class A1111(CommonHost):
 
     def model(self) -> object:
         return shared.sd_model
+
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        weights = (
+            (key, getattr(module, "weight", None))
+            for key, module in shared.sd_model.network_layer_mapping.items()
+            if key.startswith(_UNET)
+        )
+        return {key.removeprefix(_UNET): tuple(x.shape) for key, x in weights if x is not None}
 
     def prepare_model(self) -> None:
         """Nothing: asking for the model loads it."""
@@ -122,20 +130,22 @@ class A1111(CommonHost):
                 f"“{on_disk.name}” cannot be applied by this WebUI ({error}): choose another file."
             ) from error
         parts = _Parts(net)
-        shapes = {}
+        names, shapes, of_text = {}, {}, set()
         for key, module in net.modules.items():
+            prefix, _ = split_key(module.network_key)
             if key.startswith(_UNET):
                 module.__class__ = _counting_class(type(module))
-                name = common_name(key)
+                name = names[prefix] = key.removeprefix(_UNET)
                 parts.unet.setdefault(name, {})[key] = module
                 weight = getattr(module.sd_module, "weight", None)
                 if weight is not None:
                     shapes[name] = tuple(weight.shape)
             else:
                 parts.text_encoder[key] = module
+                of_text.add(prefix)
         net.modules = {}
         net.klora_uncomputable = 0
-        return HostLora(on_disk, shapes, parts)
+        return HostLora(on_disk, names, shapes, frozenset(of_text), parts)
 
     def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> _Fusion:
         parts: dict[str, _Parts] = {role: lora.parts for role, lora in loras.items()}
@@ -151,7 +161,8 @@ class A1111(CommonHost):
             multipliers={role: (tag_of[role].te, tag_of[role].unet) for role in ROLES},
             fixed=fixed,
             layers=tuple(
-                {role: parts[role].unet[layer.name] for role in ROLES} for layer in pair.paired
+                {role: _modules(parts[role].unet, names_in(layer, role)) for role in ROLES}
+                for layer in pair.paired
             ),
             both_encode=te and all(parts[role].text_encoder for role in ROLES),
         )
@@ -252,6 +263,11 @@ class A1111(CommonHost):
                 if bits & bit:
                     modules.update(layer[role])
         fusion.choice = choice
+
+
+def _modules(of_layer: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> dict[str, Any]:
+    """Module key → module of these layers of a file."""
+    return {key: module for name in names for key, module in of_layer[name].items()}
 
 
 def _carrier(*nets: network.Network) -> network.Network:

@@ -13,6 +13,7 @@ from modules import shared
 from modules.paths import data_path
 
 from ..errors import KLoraError
+from ..pair import LayerPair
 from ..tensor_file import read_or_raise
 from .protocol import OnDisk
 
@@ -94,3 +95,9 @@ class CommonHost:
                 "The comparison of the two LoRAs was interrupted: generate again and it goes on "
                 "where it stopped."
             )
+
+
+def names_in(layer: LayerPair, role: str) -> list[str]:
+    """Of the layers that a paired layer is made of in one file: several for a fused one."""
+    own = getattr(layer, role)
+    return [part.name for part in getattr(own, "parts", (own,))]

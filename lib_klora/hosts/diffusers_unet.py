@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import KLoraError
-from ..layer_names import common_name
+from ..layer_names import common_names
 from ..lora_file import Layer, LoraFile, parse_lora
 from ..methods import BITS
 from ..pair import Pair
@@ -62,11 +62,13 @@ class DiffusersUNet:
     ) -> None:
         self._unet, self._folder, self._cache = unet, folder, cache
         self.show_progress = progress
-        self._weights = {
-            common_name(name.removesuffix(".weight")): parameter
+        weights = {
+            name.removesuffix(".weight"): parameter
             for name, parameter in unet.named_parameters()
             if name.endswith(".weight")
         }
+        _, names = common_names(weights)
+        self._weights = {names[path]: parameter for path, parameter in weights.items()}
         self._loras: Sequence[tuple[LoraFile, float]] = ()
         self._fusion: UNetFusion | None = None
         self._added: dict[str, tuple[Weighted, ...]] = {}
@@ -101,13 +103,17 @@ class DiffusersUNet:
 
     def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
         file = parse_lora(on_disk.name, tensors.read_all())
-        shapes = {n: tuple(self._weights[n].shape) for n in file.layers if n in self._weights}
-        return HostLora(on_disk, shapes, file)
+        names = {x.prefix: name for name, x in file.layers.items() if name in self._weights}
+        shapes = {name: tuple(self._weights[name].shape) for name in names.values()}
+        return HostLora(on_disk, names, shapes, frozenset(), file)
 
     # -- the model ---------------------------------------------------------------------------------
 
     def model(self) -> nn.Module:
         return self._unet
+
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(parameter.shape) for name, parameter in self._weights.items()}
 
     def prepare_model(self) -> None:
         """It is there from the start."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,12 +29,12 @@ import torch
 from modules import sd_models, sd_samplers
 
 from ..errors import KLoraError
-from ..layer_names import common_name
+from ..lora_file import split_key
 from ..methods import BITS, BOTH
 from ..pair import Pair
 from ..tag import TagPair
 from ..tensor_file import TensorFile, read_safetensors
-from .common import CommonHost
+from .common import CommonHost, names_in
 from .protocol import HostLora, OnDisk
 
 _UNET = "diffusion_model."
@@ -63,7 +63,7 @@ class Parts:
     unet: Mapping[PatchKey, Entry]
     """At weight 1."""
     patch_keys: dict[str, tuple[PatchKey, ...]] = field(default_factory=dict)
-    """Common layer name → those of its weight and bias."""
+    """Layer name → those of its weight and bias."""
 
 
 class Contribution(NamedTuple):
@@ -167,6 +167,13 @@ class Engine(CommonHost, ABC):
         objects = getattr(self.engine(), "forge_objects_original", None)
         return objects and objects.unet.model
 
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        return {
+            _layer_name(key): _shape(parameter)
+            for key, parameter in self.model().named_parameters()
+            if key.startswith(_UNET) and key.endswith(".weight")
+        }
+
     def prepare_model(self) -> None:
         """Forge waits for the first generation; reForge loads it when asked for the model."""
         getattr(sd_models, "forge_model_reload", lambda: None)()
@@ -192,23 +199,32 @@ class Engine(CommonHost, ABC):
                 "This checkpoint is a Nunchaku model, whose LoRAs cannot change between steps: "
                 "choose another checkpoint to use K-LoRA."
             )
+        read = tensors.read_all()
         patched = networks.load_lora_for_models(
-            clean.unet, clean.clip, tensors.read_all(), 1.0, 1.0, filename=on_disk.path
+            clean.unet, clean.clip, _renamed(read), 1.0, 1.0, filename=on_disk.path
         )
         unet = self._added(patched[0], clean.unet)
         text_encoder = self._added(patched[1].patcher, clean.clip.patcher)
+        # The host keeps the very tensors that it was given, so they tell which layer of the file
+        # it has put where, whatever either of them calls it.
+        prefix_of = {id(tensor): split_key(key)[0] for key, tensor in read.items()}
         parameters = dict(model.named_parameters())
         parts = Parts(next(numbers), {key: x[1] for key, x in text_encoder.items()}, unet)
+        names: dict[str, str] = {}
         shapes: dict[str, tuple[int, ...]] = {}
-        for patch_key in unet:
+        for patch_key, entry in unet.items():
             key, offset, _ = unpacked(patch_key)
             if key not in parameters:
                 continue
-            name = _layer_name(key, offset)
+            name = _layer_name(key, offset, parameters[key])
             parts.patch_keys[name] = (*parts.patch_keys.get(name, ()), patch_key)
+            names.update((prefix_of[id(x)], name) for x in _tensors_in(entry) if id(x) in prefix_of)
             if not key.endswith(".bias"):
-                shapes[name] = _shape(parameters[key], offset)
-        return HostLora(on_disk, shapes, parts)
+                shapes[name] = _part_of(_shape(parameters[key]), offset)
+        of_text = {
+            prefix_of.get(id(x)) for entry in text_encoder.values() for x in _tensors_in(entry)
+        }
+        return HostLora(on_disk, names, shapes, frozenset(of_text - {None}), parts)
 
     def fuse(
         self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool
@@ -231,7 +247,7 @@ class Engine(CommonHost, ABC):
         return self.make_fusion(
             contributions,
             keys_of=tuple(
-                tuple({key for role in sides for key in add(i, role, _names_in(layer, role))})
+                tuple({key for role in sides for key in add(i, role, names_in(layer, role))})
                 for i, layer in enumerate(pair.paired)
             ),
             text_encoder=tuple(
@@ -357,30 +373,61 @@ def unpacked(key: PatchKey) -> tuple[str, Any, Any]:
     return (key, None, None) if isinstance(key, str) else (*key, None, None)[:3]
 
 
-def _names_in(paired: Any, role: str) -> list[str]:
-    """Of the layers that a paired layer is made of in one file: several for a fused one."""
-    layer = getattr(paired, role)
-    return [part.name for part in getattr(layer, "parts", (layer,))]
+def _renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As ``load_networks`` of Forge Neo names them before it loads a file; a dictionary that the
+    host may change."""
+    tensors = dict(tensors)
+    replace = getattr(networks, "state_dict_prefix_replace", None)
+    if replace is not None and any(key.startswith("lora_unet__") for key in tensors):
+        tensors = replace(tensors, {"lora_unet__": "lora_unet_"})
+    return tensors
 
 
-def _layer_name(key: str, offset: tuple[int, int, int] | None) -> str:
-    """The common name of a parameter, or of the part of it at ``offset`` (dim, start, length)."""
-    name = common_name(key.removeprefix(_UNET).rpartition(".")[0])
-    if offset is None:
-        return name
+Offset = tuple[int, int, int]
+"""Part of a parameter: dimension, start, length."""
+
+
+def _layer_name(
+    key: str, offset: Offset | None = None, parameter: torch.Tensor | None = None
+) -> str:
+    """The name of a parameter's layer, or of the part of it at ``offset``."""
+    path = key.removeprefix(_UNET).removesuffix(".weight").removesuffix(".bias")
+    name = path.replace(".", "_")
+    return name if offset is None else f"{name}/{_letter(offset, _shape(parameter)[1])}"
+
+
+def _letter(offset: Offset, width: int) -> str:
+    """What a part is called: q, as wide as the input; k and v, which may be narrower; the MLP, or
+    all three of the first in one."""
     _, start, length = offset
-    return f"{name}/{ {0: 'q', length: 'k', 2 * length: 'v'}.get(start, 'mlp') }"
+    parts = {
+        0: "q" if length <= width else "qkv",
+        width: "k",
+        width + length: "v",
+        3 * width: "mlp",
+    }
+    return parts.get(start, str(start))
 
 
-def _shape(parameter: torch.Tensor, offset: tuple[int, int, int] | None) -> tuple[int, ...]:
+def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
     # A bitsandbytes weight is packed and keeps its true shape beside it; GGUF's reports it.
-    shape = tuple(getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape))
+    return tuple(getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape))
+
+
+def _part_of(shape: tuple[int, ...], offset: Offset | None) -> tuple[int, ...]:
     return shape if offset is None else (offset[2], *shape[1:])
 
 
-def _elements_in(item: Any) -> int:
-    """Numbers in all tensors of an entry; ComfyUI's adapters have them as ``weights``."""
+def _tensors_in(item: Any) -> Iterator[torch.Tensor]:
+    """All tensors of an entry; ComfyUI's adapters have them as ``weights``."""
     if isinstance(item, torch.Tensor):
-        return item.numel()
-    items: Iterable = item if isinstance(item, (list, tuple)) else getattr(item, "weights", ())
-    return sum(map(_elements_in, items))
+        yield item
+    else:
+        items = item if isinstance(item, (list, tuple)) else getattr(item, "weights", ())
+        for inner in items:
+            yield from _tensors_in(inner)
+
+
+def _elements_in(item: Any) -> int:
+    """Numbers in all tensors of an entry."""
+    return sum(tensor.numel() for tensor in _tensors_in(item))

@@ -40,13 +40,18 @@ class HostLora:
 
     Attributes:
         on_disk: where it came from.
-        shapes: common layer name → shape of the weight part that it changes, for every layer of
-            the denoising network that the host can apply. Names as in ``layer_names``.
+        names: for every layer of the denoising network that the host can apply: the prefix that it
+            has in the file → the name of what the host changes for it, as in ``Host.layers``; of a
+            part of a fused projection with its letter behind a slash.
+        shapes: name → shape of the weight, or of that part of it.
+        text_encoder: the prefixes of what the host applies to text encoders.
         parts: the host's own objects, opaque to the rest of the program.
     """
 
     on_disk: OnDisk
+    names: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
+    text_encoder: frozenset[str]
     parts: Any
 
 
@@ -72,6 +77,10 @@ class Host(Protocol):
 
     def model(self) -> object:
         """The present model's identity: what ``load`` returns holds for that object only."""
+
+    def layers(self) -> Mapping[str, tuple[int, ...]]:
+        """The weights of the present model's denoising network: name, which is the module's path
+        with ``_`` for ``.``, → shape."""
 
     def prepare_model(self) -> None:
         """Loads the chosen checkpoint if the host puts that off until the first generation."""

@@ -17,7 +17,7 @@ import torch
 
 from lib_klora.errors import KLoraError
 from lib_klora.hosts import HostLora, OnDisk
-from lib_klora.layer_names import common_name
+from lib_klora.layer_names import common_names
 from lib_klora.lora_file import parse_lora
 from lib_klora.methods import BITS
 from lib_klora.tensor_file import TensorFile, read_safetensors
@@ -27,7 +27,8 @@ class Model:
     """A checkpoint: its layers and their shapes."""
 
     def __init__(self, prefixes: Iterable[str], size: int = 8) -> None:
-        self.shapes = {common_name(prefix): (size, size) for prefix in prefixes}
+        _, names = common_names(prefixes)
+        self.shapes = dict.fromkeys(names.values(), (size, size))
 
 
 @dataclass(eq=False)
@@ -74,6 +75,9 @@ class FakeHost:
     def model(self) -> Model:
         return self.present
 
+    def layers(self) -> dict[str, tuple[int, int]]:
+        return self.present.shapes
+
     def find_by_hash(self, short_hash):
         """Not asked for by the session."""
 
@@ -95,9 +99,10 @@ class FakeHost:
 
     def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
         self._record("load", on_disk.name)
-        names = parse_lora(on_disk.name, tensors).layers
-        shapes = {n: self.present.shapes[n] for n in names if n in self.present.shapes}
-        return HostLora(on_disk, shapes, object())
+        layers = parse_lora(on_disk.name, tensors).layers
+        names = {x.prefix: name for name, x in layers.items() if name in self.present.shapes}
+        shapes = {name: self.present.shapes[name] for name in names.values()}
+        return HostLora(on_disk, names, shapes, frozenset(), object())
 
     def fuse(self, tags, loras, pair, te) -> FakeFusion:
         self._record("fuse")

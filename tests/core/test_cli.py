@@ -14,10 +14,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from lib_klora import plot
 from lib_klora.__main__ import main
+from lib_klora.families import FAMILIES
 from lib_klora.lora_file import parse_lora
 from lib_klora.pair import LayerPair, Pair, pair_files
 from lib_klora.plan import Plan, make_plan, progress
@@ -274,10 +276,20 @@ def test_inspect(tmp_path, capsys):
     [
         (BLOCK.format(0, "k"), 768, ("kohya", "Stable Diffusion 1.x")),
         (BLOCK.format(0, "k"), 1024, ("kohya", "Stable Diffusion 2.x")),
-        (BLOCK.format(0, "k"), 4096, ("kohya", "not recognised")),
-        ("diffusion_model.middle_block.1.x", 64, ("ComfyUI", "not recognised")),
-        ("transformer.transformer_blocks.0.attn.to_q", 64, ("diffusers", "Flux")),
+        (BLOCK.format(0, "k"), 4096, ("kohya", "Stable Diffusion")),
+        ("diffusion_model.middle_block.1.x", 64, ("ComfyUI", "Stable Diffusion")),
+        ("diffusion_model.some.block.1.x", 64, ("ComfyUI", "not recognised")),
+        ("transformer.transformer_blocks.0.attn.to_q", 64, ("diffusers", "Qwen-Image")),
         ("lora_transformer_single_transformer_blocks_0_proj_out", 64, ("OneTrainer", "Flux")),
+        ("diffusion_model.double_blocks.0.img_mod.lin", 64, ("ComfyUI", "Flux.1")),
+        ("diffusion_model.double_stream_modulation_img.lin", 64, ("ComfyUI", "Flux.2")),
+        ("diffusion_model.distilled_guidance_layer.in_proj", 64, ("ComfyUI", "Chroma")),
+        ("diffusion_model.layers.0.adaLN_modulation.0", 64, ("ComfyUI", "Z-Image")),
+        ("diffusion_model.layers.0.adaLN_modulation.1", 64, ("ComfyUI", "Lumina 2")),
+        ("diffusion_model.blocks.0.attn.wq", 64, ("ComfyUI", "Krea 2")),
+        ("diffusion_model.blocks.0.self_attn.q", 64, ("ComfyUI", "Wan")),
+        ("lora_unet_blocks_0_cross_attn_q_proj", 64, ("kohya", "Anima")),
+        ("lora_unet_layers_0_self_attention_to_q", 64, ("kohya", "Ernie-Image")),
     ],
 )
 def test_inspect_recognises(tmp_path, capsys, name, width, expected):
@@ -299,6 +311,151 @@ def test_inspect_of_a_text_encoder_file(tmp_path, capsys):
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first == "file     x.safetensors, 0.0 MiB"
     assert last == "layers   0 attention, 0 other, 1 text encoder"
+
+
+# -- convert --------------------------------------------------------------------------------------
+
+
+def layer_file(path, layers: dict[str, int], **others) -> Path:
+    """A file of rank 2 with these prefixes, each with its input's width, and the endings of PEFT
+    or, of a prefix that ends in a bar, of what follows it."""
+    tensors = dict(others)
+    for i, (layer, width) in enumerate(layers.items()):
+        prefix, _, ending = layer.partition("|")
+        down, up = (ending or "lora_A.weight,lora_B.weight").split(",")
+        tensors[f"{prefix}.{down}"] = torch.randn(2, width) + i
+        tensors[f"{prefix}.{up}"] = torch.randn(8, 2, dtype=torch.float16) - i
+    save_file(tensors, path, {"trained by": "somebody"})
+    return path
+
+
+DOWN = "down_blocks.0.attentions.0.transformer_blocks.0"
+LDM = "lora_unet_input_blocks_1_1_transformer_blocks_0"
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (  # what diffusers' own script writes today
+            {f"unet.{DOWN}.attn2.to_k|lora.down.weight,lora.up.weight": 768},
+            [f"{LDM}_attn2_to_k"],
+        ),
+        (
+            {f"lora_unet_unet_{DOWN}.attn2.to_k".replace(".", "_"): 2048},
+            [f"{LDM}_attn2_to_k"],
+        ),
+        (
+            {
+                f"base_model.model.unet.{DOWN}.attn2.to_out.0": 768,
+                "unet.up_blocks.0.upsamplers.0.conv": 8,
+                "text_encoder.text_model.encoder.layers.3.self_attn.q_proj": 8,
+            },
+            [
+                f"{LDM}_attn2_to_out_0",
+                "lora_unet_up_blocks_0_upsamplers_0_conv",
+                "lora_te_text_model_encoder_layers_3_self_attn_q_proj",
+            ],
+        ),
+        (
+            {
+                f"unet.{DOWN}.attn2.to_v": 2048,
+                "unet.up_blocks.0.upsamplers.0.conv": 8,
+                "text_encoder.text_model.encoder.layers.3.mlp.fc1": 8,
+                "text_encoder_2.text_model.encoder.layers.3.mlp.fc1": 8,
+            },
+            [
+                f"{LDM}_attn2_to_v",
+                "lora_unet_output_blocks_2_2_conv",
+                "lora_te1_text_model_encoder_layers_3_mlp_fc1",
+                "lora_te2_text_model_encoder_layers_3_mlp_fc1",
+            ],
+        ),
+        (
+            {
+                "transformer.single_transformer_blocks.3.attn.to_q": 8,
+                "transformer.single_transformer_blocks.3.proj_out": 8,
+                "transformer.transformer_blocks.3.attn.to_q": 8,
+                "transformer.transformer_blocks.3.attn.to_out.0": 8,
+            },
+            [
+                "lycoris_single_transformer_blocks_3_attn_to_q",
+                "lora_unet_single_blocks_3_linear2",
+                "lycoris_transformer_blocks_3_attn_to_q",
+                "lora_unet_double_blocks_3_img_attn_proj",
+            ],
+        ),
+        (
+            {
+                "base_model.model.diffusion_model.layers.3.attention.to_q": 8,
+                "diffusion_model.transformer.layers.3.attention.to_out.0": 8,
+                "transformer.layers.3.feed_forward.w1": 8,
+            },
+            [
+                "lycoris_layers_3_attention_to_q",
+                "lora_unet_layers_3_attention_out",
+                "lora_unet_layers_3_feed_forward_w1",
+            ],
+        ),
+        (
+            {"base_model.model.transformer_blocks.3.attn.add_q_proj": 8},
+            ["lora_unet_transformer_blocks_3_attn_add_q_proj"],
+        ),
+    ],
+    ids=["SD1", "SDXL", "SD1 by PEFT", "SDXL whole", "Flux", "Z-Image", "Qwen-Image"],
+)
+def test_convert_writes_names_that_every_webui_reads(tmp_path, capsys, layers, expected):
+    old = layer_file(tmp_path / "old.safetensors", layers)
+    out = tmp_path / "new.safetensors"
+    assert main(["convert", str(old), str(out)]) == 0
+    assert "kept the old name" not in capsys.readouterr().out
+    before, after = load_file(old), load_file(out)
+    assert sorted(after) == sorted(
+        f"{name}.lora_{which}.weight" for name in expected for which in ("down", "up")
+    )
+    assert with_bytes(before) == with_bytes(after)
+    with safe_open(out, "pt") as file:
+        assert file.metadata() == {"trained by": "somebody"}
+
+
+def with_bytes(tensors) -> list[tuple]:
+    """All tensors, whatever they are called."""
+    return sorted((str(x.dtype), tuple(x.shape), x.numpy().tobytes()) for x in tensors.values())
+
+
+def test_converting_again_changes_nothing(tmp_path):
+    layers = {f"unet.{DOWN}.attn2.to_v": 2048, "unet.mid_block.resnets.0.conv1": 8}
+    old = layer_file(tmp_path / "0.safetensors", layers)
+    for i in (1, 2):
+        assert main(["convert", str(old), str(old := tmp_path / f"{i}.safetensors")]) == 0
+    assert load_file(tmp_path / "1.safetensors").keys() == load_file(old).keys()
+
+
+def test_convert_tells_what_it_could_not_place_and_loses_nothing(tmp_path, capsys):
+    layers = {f"unet.{DOWN}.attn2.to_v": 768, f"lora_unet_{DOWN}.attn2.to_v".replace(".", "_"): 768}
+    strange = {"unet.down_blocks.7.what.3.a.lora_A.weight": torch.ones(2, 8)}
+    strange["unet.down_blocks.7.what.3.a.lora_B.weight"] = torch.ones(8, 2)
+    strange["some.thing.else"] = torch.ones(3)
+    old = layer_file(tmp_path / "old.safetensors", layers, **strange)
+    out = tmp_path / "new.safetensors"
+    assert main(["convert", str(old), str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "5 tensors kept the old name" in told
+    assert all(key in told for key in strange)
+    before, after = load_file(old), load_file(out)
+    assert with_bytes(before) == with_bytes(after)
+    assert set(strange) < set(after)
+
+
+def test_convert_writes_over_nothing(tmp_path, capsys):
+    old = layer_file(tmp_path / "old.safetensors", {f"unet.{DOWN}.attn2.to_v": 768})
+    content = old.read_bytes()
+    assert_fails(capsys, ["convert", str(old), str(old)], "is there already")
+    nowhere = tmp_path / "none" / "new.safetensors"
+    assert_fails(capsys, ["convert", str(old), str(nowhere)], "cannot be written")
+    assert_fails(capsys, ["convert", str(nowhere), str(tmp_path / "x.safetensors")], "no file")
+    unknown = layer_file(tmp_path / "u.safetensors", {"lora_unet_some_new_block_3_w": 8})
+    assert_fails(capsys, ["convert", str(unknown), str(nowhere)], "does not know", "some_new_block")
+    assert old.read_bytes() == content
 
 
 # -- errors, as a person at a terminal or a script expects them -----------------------------------
@@ -651,6 +808,6 @@ def test_png_is_read_by_others(height, width, seed):
 
 def test_the_built_in_letters_suffice():
     used = "content style both step in one file only % 0123456789" + "".join(
-        word for _, word in plot._BLOCKS
+        word for family in FAMILIES for _, word in family.blocks
     )
-    assert set(used + "other") <= set(plot._FONT)
+    assert set(used + "other" + "self cross") <= set(plot._FONT)

@@ -1,12 +1,26 @@
 """One layer, many spellings: tables of (spelling, common name), one per family of models, and the
 complete attention layouts of SD1.5 and SDXL."""
 
+import re
+
 import pytest
 from lora_samples import PROJECTIONS, SD15, SDXL, SPELLINGS, transformer_layers
 
-from lib_klora.layer_names import common_name, fused_name, is_attention, is_text_encoder
+from lib_klora.families import (
+    ANIMA,
+    ERNIE,
+    FLUX,
+    KREA_2,
+    NEXT_DIT,
+    QWEN_IMAGE,
+    UNET,
+    WAN,
+    family_of,
+    is_attention,
+)
+from lib_klora.layer_names import common_name, common_names, is_text_encoder
 
-UNET = [
+UNET_LAYERS = [
     # an attention projection in every spelling
     (
         "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q",
@@ -89,7 +103,7 @@ UNET = [
 
 # diffusers name → name in Black Forest Labs' network, from the host's own table (Forge,
 # comfyui_lora_collection/utils.py: flux_to_diffusers), with our letter for a slice.
-FLUX = [
+FLUX_1 = [
     ("transformer_blocks.7.attn.to_q", "double_blocks_7_img_attn_qkv/q"),
     ("transformer_blocks.7.attn.to_k", "double_blocks_7_img_attn_qkv/k"),
     ("transformer_blocks.7.attn.to_v", "double_blocks_7_img_attn_qkv/v"),
@@ -119,6 +133,72 @@ FLUX = [
     ("time_text_embed.guidance_embedder.linear_1", "guidance_in_in_layer"),
     ("time_text_embed.guidance_embedder.linear_2", "guidance_in_out_layer"),
     ("norm_out.linear", "final_layer_adaLN_modulation_1"),
+    ("proj_out", "final_layer_linear"),
+]
+# What Flux.2 has otherwise (Forge Neo, modules_forge/packages/comfy/utils.py: flux_to_diffusers).
+FLUX_2 = [
+    ("transformer_blocks.3.attn.add_k_proj", "double_blocks_3_txt_attn_qkv/k"),
+    ("transformer_blocks.3.ff.linear_in", "double_blocks_3_img_mlp_0"),
+    ("transformer_blocks.3.ff_context.linear_out", "double_blocks_3_txt_mlp_2"),
+    ("single_transformer_blocks.9.attn.to_qkv_mlp_proj", "single_blocks_9_linear1"),
+    ("single_transformer_blocks.9.attn.to_out", "single_blocks_9_linear2"),
+    ("double_stream_modulation_img.linear", "double_stream_modulation_img_lin"),
+]
+# The same file: z_image_to_diffusers.
+Z_IMAGE = [
+    ("layers.12.attention.to_q", "layers_12_attention_qkv/q"),
+    ("layers.12.attention.to_k", "layers_12_attention_qkv/k"),
+    ("layers.12.attention.to_v", "layers_12_attention_qkv/v"),
+    ("layers.12.attention.to_out.0", "layers_12_attention_out"),
+    ("noise_refiner.1.attention.to_q", "noise_refiner_1_attention_qkv/q"),
+    ("context_refiner.0.attention.to_out.0", "context_refiner_0_attention_out"),
+    ("layers.12.feed_forward.w1", "layers_12_feed_forward_w1"),
+    ("layers.12.adaLN_modulation.0", "layers_12_adaLN_modulation_0"),
+    ("layers.12.attention.norm_q", "layers_12_attention_q_norm"),
+    ("all_final_layer.2-1.linear", "final_layer_linear"),
+    ("all_x_embedder.2-1", "x_embedder"),
+    ("cap_embedder.1", "cap_embedder_1"),
+]
+# The same file: krea2_to_diffusers.
+KREA = [
+    ("transformer_blocks.5.attn.to_q", "blocks_5_attn_wq"),
+    ("transformer_blocks.5.attn.to_gate", "blocks_5_attn_gate"),
+    ("transformer_blocks.5.attn.to_out.0", "blocks_5_attn_wo"),
+    ("transformer_blocks.5.ff.down", "blocks_5_mlp_down"),
+    ("text_fusion.refiner_blocks.1.attn.to_v", "txtfusion_refiner_blocks_1_attn_wv"),
+    ("text_fusion.layerwise_blocks.0.attn.to_k", "txtfusion_layerwise_blocks_0_attn_wk"),
+    ("text_fusion.projector", "txtfusion_projector"),
+    ("img_in", "first"),
+]
+# diffusers' WanTransformer3DModel against Wan's own model.py.
+WAN_2 = [
+    ("blocks.30.attn1.to_q", "blocks_30_self_attn_q"),
+    ("blocks.30.attn1.to_out.0", "blocks_30_self_attn_o"),
+    ("blocks.30.attn2.to_v", "blocks_30_cross_attn_v"),
+    ("blocks.30.attn2.add_k_proj", "blocks_30_cross_attn_k_img"),
+    ("blocks.30.ffn.net.0.proj", "blocks_30_ffn_0"),
+    ("blocks.30.ffn.net.2", "blocks_30_ffn_2"),
+]
+# Families whose names are the same everywhere.
+QWEN = [
+    "transformer_blocks.41.attn.to_q",
+    "transformer_blocks.41.attn.add_v_proj",
+    "transformer_blocks.41.attn.to_out.0",
+    "transformer_blocks.41.attn.to_add_out",
+    "transformer_blocks.41.img_mlp.net.0.proj",
+    "transformer_blocks.41.img_mod.1",
+    "img_in",
+]
+ANIMA_1 = [
+    "blocks.27.self_attn.q_proj",
+    "blocks.27.cross_attn.output_proj",
+    "blocks.27.mlp.layer1",
+    "blocks.27.adaln_modulation_self_attn.1",
+]
+ERNIE_1 = [
+    "layers.3.self_attention.to_q",
+    "layers.3.self_attention.to_out.0",
+    "layers.3.mlp.gate_proj",
 ]
 FLUX_BFL = [
     "double_blocks.7.img_attn.qkv",
@@ -136,26 +216,63 @@ FLUX_BFL = [
 ]
 
 
-@pytest.mark.parametrize(("spelling", "name"), UNET)
+@pytest.mark.parametrize(("spelling", "name"), UNET_LAYERS)
 def test_unet(spelling, name):
-    assert common_name(spelling) == name
+    _, names = common_names([spelling, "lora_unet_mid_block_resnets_0_conv1"])
+    assert names[spelling] == name
+
+
+PREFIXES = {
+    "diffusers": lambda path: f"transformer.{path}",
+    "PEFT": lambda path: f"base_model.model.transformer.{path}",
+    "the other way round": lambda path: f"transformer.base_model.model.{path}",
+    "doubled": lambda path: f"diffusion_model.diffusion_model.{path}",
+    "OneTrainer": lambda path: "lora_transformer_" + path.replace(".", "_"),
+    "SimpleTuner": lambda path: "lycoris_" + path.replace(".", "_"),
+    "kohya": lambda path: "lora_unet_" + path.replace(".", "_"),
+    "kohya of another script": lambda path: "lora_unet__" + path.replace(".", "_"),
+    "bare": lambda path: path,
+}
+
+
+@pytest.mark.parametrize("spell", PREFIXES.values(), ids=PREFIXES)
+@pytest.mark.parametrize(
+    ("table", "family"),
+    [
+        (FLUX_1, FLUX),
+        (FLUX_2, FLUX),
+        (Z_IMAGE, NEXT_DIT),
+        (KREA, KREA_2),
+        (WAN_2, WAN),
+        ([(path, path.replace(".", "_")) for path in QWEN], QWEN_IMAGE),
+        ([(path, path.replace(".", "_")) for path in ANIMA_1], ANIMA),
+        ([(path, path.replace(".", "_")) for path in ERNIE_1], ERNIE),
+    ],
+    ids=["Flux.1", "Flux.2", "Z-Image", "Krea 2", "Wan", "Qwen-Image", "Anima", "Ernie-Image"],
+)
+class TestOtherFamilies:
+    def test_diffusers_names_become_the_networks_own(self, table, family, spell):
+        found, names = common_names(spell(path) for path, _ in table)
+        assert found is family
+        assert names == {spell(path): name for path, name in table}
+
+    def test_the_networks_own_names_stay(self, table, family, spell):
+        own = {name.partition("/")[0] for _, name in table}
+        found, names = common_names(map(spell, own))
+        assert found is family
+        assert names == {spell(name): name for name in own}
 
 
 @pytest.mark.parametrize(
-    "spell",
+    "prefix",
     [
-        lambda path: f"transformer.{path}",
-        lambda path: f"base_model.model.transformer.{path}",
-        lambda path: "lora_transformer_" + path.replace(".", "_"),
-        lambda path: "lycoris_" + path.replace(".", "_"),
-        lambda path: "lora_unet_" + path.replace(".", "_"),
-        lambda path: path,
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+        "lora_unet_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q",
+        "base_model.model.unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
     ],
-    ids=["diffusers", "PEFT", "OneTrainer", "SimpleTuner", "kohya", "bare"],
 )
-@pytest.mark.parametrize(("path", "name"), FLUX)
-def test_flux_with_diffusers_names(spell, path, name):
-    assert common_name(spell(path)) == name
+def test_files_that_no_webui_reads(prefix):
+    assert common_name(prefix) == "input_blocks_4_1_transformer_blocks_0_attn1_to_q"
 
 
 @pytest.mark.parametrize("path", FLUX_BFL)
@@ -165,8 +282,18 @@ def test_flux_with_its_original_names(path):
     assert common_name(f"diffusion_model.{path}") == name
 
 
-def test_flux_last_layer_pairs_across_spellings():
-    assert common_name("transformer.proj_out") == common_name("lora_unet_final_layer_linear")
+def test_a_file_is_of_the_family_that_most_of_its_names_are_of():
+    names = ["transformer_blocks_0_img_mod_1"] * 3 + ["double_blocks_0_img_attn_qkv"]
+    assert family_of(names) is QWEN_IMAGE
+    assert family_of(names[2:] * 2 + names[3:]) is FLUX
+    assert family_of(["some_new_block_3_w", "proj_out"]) is None
+
+
+def test_names_that_several_networks_have_are_a_sign_only_if_there_is_no_other():
+    shared = [f"transformer_blocks_{i}_attn_to_q" for i in range(19)]
+    assert family_of(shared) is QWEN_IMAGE
+    assert family_of([*shared, "single_transformer_blocks_0_proj_out"]) is FLUX
+    assert family_of([*shared, "transformer_blocks_0_attn_to_gate"]) is KREA_2
 
 
 def test_upsampler_is_one_layer_whichever_module_it_is_in_its_block():
@@ -207,7 +334,7 @@ class TestWholeLayout:
         names = {
             common_name(SPELLINGS[spelling](*layer)[0]) for layer in transformer_layers(layout)
         }
-        attention = {name for name in names if is_attention(name)}
+        attention = {name for name in names if is_attention(name, UNET)}
         assert attention == self.expected(layout)
         assert len(attention) == count
 
@@ -217,42 +344,43 @@ class TestWholeLayout:
         assert len({common_name(SPELLINGS[spelling](*layer)[0]) for layer in layers}) == len(layers)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for _, name in UNET if "attn" not in name]
-    + ["input_blocks_4_1_transformer_blocks_0_norm1"]
-    + [name for _, name in FLUX if "attn" not in name and "linear" not in name]
-    + ["double_blocks_7_img_attn_norm_query_norm", "single_blocks_30_norm_query_norm"],
-)
-def test_other_layers_are_no_attention(name):
-    assert not is_attention(name)
+def attention_of(table, family):
+    """The names in a table that are attention, and the others."""
+    names = [row[1] if isinstance(row, tuple) else row.replace(".", "_") for row in table]
+    return (
+        {name for name in names if is_attention(name, family)},
+        {name for name in names if not is_attention(name, family)},
+    )
 
 
 @pytest.mark.parametrize(
-    "name",
-    [name for _, name in FLUX if "_attn_" in name or "linear1" in name or "linear2" in name]
-    + [
-        "double_blocks_7_img_attn_qkv",
-        "double_blocks_7_txt_attn_qkv",
-        "single_blocks_30_linear1",
-        "single_blocks_30_linear2",
-    ],
-)
-def test_flux_attention_is_qkv_proj_and_the_single_blocks_linears(name):
-    assert is_attention(name)
-
-
-@pytest.mark.parametrize(
-    ("name", "fused"),
+    ("table", "family", "sign"),
     [
-        ("double_blocks_0_img_attn_qkv/q", "double_blocks_0_img_attn_qkv"),
-        ("single_blocks_3_linear1/mlp", "single_blocks_3_linear1"),
-        ("double_blocks_0_img_attn_qkv", "double_blocks_0_img_attn_qkv"),
-        ("input_blocks_0_0", "input_blocks_0_0"),
+        (UNET_LAYERS, UNET, "_attn"),
+        (FLUX_1, FLUX, "_attn_qkv|_attn_proj|_linear[12]"),
+        (FLUX_BFL, FLUX, "_attn_qkv|_attn_proj|_linear[12]"),
+        (FLUX_2, FLUX, "_attn_qkv|_attn_proj|_linear[12]"),
+        (Z_IMAGE, NEXT_DIT, "attention_qkv|attention_out"),
+        (KREA, KREA_2, "_attn_"),
+        (WAN_2, WAN, "_attn_"),
+        (QWEN, QWEN_IMAGE, "_attn_"),
+        (ANIMA_1, ANIMA, "_attn_.*_proj"),
+        (ERNIE_1, ERNIE, "_attention_"),
     ],
 )
-def test_parameter_that_a_layer_lives_in(name, fused):
-    assert fused_name(name) == fused
+def test_attention_is_the_projections_and_nothing_else(table, family, sign):
+    attention, others = attention_of(table, family)
+    assert attention
+    assert others
+    assert all(re.search(sign, name) for name in attention)
+    assert not any(re.search(sign, name) for name in others)
+
+
+def test_attention_of_an_unknown_network_is_what_says_so():
+    assert is_attention("blocks_3_attn_mixer_a", None)
+    assert is_attention("stage_1_attention_b", None)
+    assert not is_attention("blocks_3_mlp_a", None)
+    assert not is_attention("blocks_3_pattnx_a", None)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +393,7 @@ def test_parameter_that_a_layer_lives_in(name, fused):
         "lora_prior_te_text_model_encoder_layers_0_mlp_fc1",
         "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
         "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj",
+        "base_model.model.text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
     ],
 )
 def test_text_encoder_prefixes(prefix):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from lib_klora import klora, plan
-from lib_klora.layer_names import is_attention
+from lib_klora.families import is_attention
 from lib_klora.lora_file import parse_lora
 from lib_klora.settings import Settings
 from lib_klora.tensor_file import read_safetensors
@@ -122,7 +122,7 @@ def test_the_loras_are_ordinary_files(name, playground):
         if re.search(r"attn\d\.to_(q|k|v|out\.0)$", path)
     ]
     assert len(file.layers) == len(projections) > 50
-    assert all(is_attention(layer) for layer in file.layers)
+    assert all(is_attention(layer, file.family) for layer in file.layers)
     assert {layer.rank for layer in file.layers.values()} == {train.LORA_RANK}
 
 

@@ -121,7 +121,9 @@ def test_many_multipliers_do_not_make_a_table_grow_for_ever(cache, monkeypatch):
 
 def test_a_fused_layer_is_called_after_its_parts(cache):
     """Whether q, k and v count as one layer depends on the partner, so both may be kept."""
-    split = lora(4, 1, tuple(f"{QKV}to_{x}" for x in "qkv"))
+    # Attention alone could be Qwen-Image's too; the modulation is no attention.
+    of_flux = "transformer.transformer_blocks.0.norm1.linear"
+    split = lora(4, 1, (*(f"{QKV}to_{x}" for x in "qkv"), of_flux))
     whole = lora(4, 2, ("diffusion_model.double_blocks.0.img_attn.qkv",))
     whole = {k: torch.randn(120, 4) if "up" in k else v for k, v in whole.items()}
     split, whole = parse_lora("split", split), parse_lora("whole", whole)

@@ -750,7 +750,7 @@ WRONG = [
     ([["kat"], ["ink"]], OFF, ["“kat”"]),
     ([["cat"], ["inc"]], OFF, ["“inc”"]),
     *[([["cat"], [name]], OFF, [name]) for name in (*BAD_FILES, "truncated", "empty")],
-    ([["other_family"], ["ink"]], OFF, ["other_family", "this WebUI", "_joint_blocks_0"]),
+    ([["other_family"], ["ink"]], OFF, ["other_family", "Stable Diffusion 3", "0 of its 8"]),
     ([["cat", "nan"], ["ink"]], OFF, ["<klora:cat:nan>"]),
     ([["cat", "1", "inf"], ["ink"]], OFF, ["<klora:cat:1:inf>"]),
     ([["cat", "strong"], ["ink"]], OFF, ["“strong”"]),
