@@ -90,7 +90,7 @@ def pair_files(
     c, s = _whole_where_one_is(*in_scope)
     common = sorted(c.keys() & s.keys())
     different = {name for name in common if not _fit_one_parameter(c[name], s[name])}
-    if 2 * (len(common) - len(different)) < min(len(c), len(s)):
+    if network is None and 2 * (len(common) - len(different)) < min(len(c), len(s)):
         _require_one_base_model(content, style)
     notes = []
     if layers == "attention" and not (network or content.family or style.family):

@@ -48,6 +48,10 @@ class FakeHost:
     applied: dict[str, str] = field(default_factory=dict)
     rebuilt: list[int] = field(default_factory=list)
     began_with: list[np.ndarray] = field(default_factory=list)
+    unread: tuple[str, ...] = ()
+    """Beginnings of prefixes in a spelling that it does not read."""
+    of_text: tuple[str, ...] = ()
+    """Beginnings of prefixes that it applies to the text encoder."""
     fails_in: str | None = None
     error: type[BaseException] = RuntimeError
 
@@ -100,9 +104,14 @@ class FakeHost:
     def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
         self._record("load", on_disk.name)
         layers = parse_lora(on_disk.name, tensors).layers
-        names = {x.prefix: name for name, x in layers.items() if name in self.present.shapes}
+        names = {
+            x.prefix: name
+            for name, x in layers.items()
+            if name in self.present.shapes and not x.prefix.startswith(self.unread)
+        }
         shapes = {name: self.present.shapes[name] for name in names.values()}
-        return HostLora(on_disk, names, shapes, frozenset(), object())
+        of_text = {x.prefix for x in layers.values() if x.prefix.startswith(self.of_text)}
+        return HostLora(on_disk, names, shapes, frozenset(of_text), object())
 
     def fuse(self, tags, loras, pair, te) -> FakeFusion:
         self._record("fuse")

@@ -17,6 +17,7 @@ from lora_samples import (
 )
 
 from lib_klora.errors import KLoraError
+from lib_klora.families import FLUX
 from lib_klora.layer_names import common_name
 from lib_klora.lora_file import parse_lora
 from lib_klora.pair import DEFAULT_RANK, pair_files
@@ -37,6 +38,12 @@ def spelled(spelling: str, rank: int, seed: int):
         tensors[prefix + up] = randn(4, rank, seed=seed + 2 * i)
         tensors[prefix + down] = randn(rank, 4, seed=seed + 2 * i + 1)
     return parse_lora(spelling, tensors)
+
+
+def named(file, *names):
+    """The file as a WebUI has it that calls its layers so."""
+    layers = zip(names, file.layers.values(), strict=True)
+    return replace(file, layers={name: replace(layer, name=name) for name, layer in layers})
 
 
 def names(pair):
@@ -120,6 +127,7 @@ class TestUnpaired:
         style = file("style", linear(V), linear(OUT))
         pair = pair_files(content, style)
         assert not pair.paired
+        assert "“subject” and “style” have no layer in common" in pair.notes[-1]
         assert set(pair.unpaired.values()) == {"content", "style"}
         assert list(pair.unpaired) == sorted(common_name(prefix) for prefix in (Q, K, V, OUT))
 
@@ -159,6 +167,13 @@ class TestOtherModel:
             pair_files(self.of_width("xl", 20, layers), self.of_width("1.5", 7, layers))
         for words in ("“xl” and “1.5”", "2 of 3 common layers", "8 × 20 and 8 × 7", "choose"):
             assert words in str(error.value)
+
+    def test_files_for_different_models_are_a_refusal_that_names_both(self):
+        flux = file("f", linear("lora_unet_double_blocks_0_img_attn_proj"))
+        with pytest.raises(KLoraError, match="“c” was made for SDXL and “f” for Flux,"):
+            pair_files(self.of_width("c", 2048), flux)
+        with pytest.raises(KLoraError, match=r"for SDXL and “b” for Stable Diffusion 1\.x,"):
+            pair_files(self.of_width("a", 2048), self.of_width("b", 768, self.ATTENTION[5:6]))
 
     def test_half_of_the_layers_are_left_out(self):
         layers = [p for p in self.ATTENTION if "attn2" in p]
@@ -298,6 +313,22 @@ class TestFlux:
         both = replace(whole, layers={**whole.layers, **flux_split("both").layers})
         for layer in pair_files(both, flux_fused("other")).paired:
             assert layer.content is whole.layers[layer.name]
+
+    @pytest.mark.parametrize("split_is_content", [True, False])
+    def test_q_k_and_v_meet_all_three_in_one(self, split_is_content):
+        """In one block of Forge Neo: ``linear1_qkv`` beside the parts' names from diffusers."""
+        single = "single_blocks_0_linear1"
+        split = named(
+            file("split", *map(linear, "qkvm")), *(f"{single}/{x}" for x in ("q", "k", "v", "mlp"))
+        )
+        fused = named(file("fused", *map(linear, "am")), f"{single}/qkv", f"{single}/mlp")
+        pair = pair_files(*((split, fused) if split_is_content else (fused, split)), network=FLUX)
+        assert names(pair) == [f"{single}/mlp", f"{single}/qkv"]
+        assert not pair.unpaired
+        side = "content" if split_is_content else "style"
+        assert [part.name for part in getattr(pair.paired[1], side).parts] == [
+            f"{single}/{x}" for x in "kqv"
+        ]
 
     def test_light_fused_layer_keeps_what_describes_it(self):
         pair = pair_files(flux_split("split"), flux_fused("fused"))

@@ -904,6 +904,60 @@ class TestPartlyFittingFile:
         assert len(host.attached.layers) == 7
         assert [" fit this model" in comment for comment in p.comments] == [True, True]
 
+    def test_names_that_the_host_does_not_read_are_told_from_another_model(
+        self, session, host, folder
+    ):
+        dotted = [x.replace("lora_unet_", "unet_", 1).replace("unet_", "unet.") for x in PREFIXES]
+        save_file(linears(dotted, seed=9), folder / "cat.safetensors")
+        host.unread = ("unet.",)
+        error = generate(session).extra_generation_params[infotext.ERROR_KEY]
+        assert "“cat” is for this model" in error
+        assert "(such as unet.down_blocks_0" in error
+        assert "; 0 of its 8 layers are read)" in error
+        assert "python -m lib_klora convert FILE OUT" in error
+
+    @pytest.mark.parametrize(("fitting", "made"), [(3, False), (4, True)])
+    def test_less_than_half_of_a_file_is_no_plan(self, session, host, folder, fitting, made):
+        """Whatever is in scope: here all attention layers fit, and the others do not."""
+        others = [f"lora_unet_input_blocks_99_1_ff_{i}" for i in range(4)]
+        save_file(linears([*PREFIXES[:fitting], *others]), folder / "cat.safetensors")
+        error = generate(session).extra_generation_params.get(infotext.ERROR_KEY)
+        assert (error is None) == made
+        assert made or f"{fitting} of its {fitting + 4} layers fit" in error
+
+    def test_a_file_for_another_model_of_the_family_is_told_of(self, session, host, folder):
+        own = [f"lora_unet_double_blocks_{i}_img_attn_proj" for i in range(4)]
+        host.present = Model([*own, "lora_unet_distilled_guidance_layer_in_proj"])
+        save_file(
+            linears([*own, "lora_unet_double_blocks_0_img_mod_lin"]), folder / "a.safetensors"
+        )
+        save_file(linears(own, seed=3), folder / "b.safetensors")
+        p = generate(session, tags=[["a"], ["b"]])
+        assert list(p.comments) == [
+            "K-LoRA: “a” was made for Flux.1, and the checkpoint is Chroma: 4 of its 5 layers fit."
+        ]
+        assert len(host.attached.layers) == 4
+
+    def test_what_the_host_applies_to_text_is_not_missing(self, session, host, folder):
+        """Anima's adapter, which Forge Neo has moved into the text encoder."""
+        adapter = [f"lora_unet_llm_adapter_{i}" for i in range(5)]
+        save_file(linears([*PREFIXES, *adapter], seed=9), folder / "cat.safetensors")
+        host.of_text = ("lora_unet_llm_adapter",)
+        assert not generate(session).comments
+        assert len(host.attached.layers) == 8
+
+    def test_an_unknown_network_is_said(self, session, host, folder, log):
+        own = [f"lora_unet_stage_{i}_attn_mix" for i in range(4)]
+        other = "lora_unet_stage_0_mlp"
+        host.present = Model([*own, other])
+        for i, name in enumerate("ab"):
+            save_file(linears([*own, other], seed=i), folder / f"{name}.safetensors")
+        generate(session, tags=[["a"], ["b"]])
+        assert host.attached.layers == tuple(f"stage_{i}_attn_mix" for i in range(4))
+        assert any(
+            "does not know this network: the 4 layers" in x.getMessage() for x in log.records
+        )
+
     def test_said_in_every_generation(self, session, folder):
         self.few_strange_layers(folder)
         first = generate(session, tags=[["strange"], ["ink"]])
