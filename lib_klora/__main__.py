@@ -233,7 +233,7 @@ def _print_plan(files: dict[str, LoraFile], pair: Pair, plan: Plan, gamma: str) 
     for role in ROLES:
         print(f"{role:8} {files[role].name}  {_summary(files[role])}")
     print(f"paired   {_count(len(pair.paired), 'layer')}{_of_ks(pair)}")
-    for note in (*pair.notes, *(_unread_note(files[role]) for role in ROLES)):
+    for note in (*pair.warnings, *pair.notes, *(_unread_note(files[role]) for role in ROLES)):
         if note:
             print(f"         {note}")
     if plan.gamma is not None:
@@ -262,7 +262,7 @@ def _plan_record(pair: Pair, scores: Scores | None, plan: Plan) -> dict[str, Any
     return {
         "steps": plan.steps,
         "gamma": plan.gamma,
-        "notes": list(pair.notes),
+        "notes": [*pair.warnings, *pair.notes],
         "reading": plot.describe(plan, pair),
         "content_share": plot.content_share(plan).tolist(),
         "layers": [

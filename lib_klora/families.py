@@ -32,6 +32,7 @@ class Family:
         blocks: (beginning of a name, what people call that block), in the network's order. The
             pattern's first group, if it has one, is the block's number; a second one is a part of
             the block that has a name of its own.
+        models: what people call its models, if there are several.
         model: from the layers of a network or of a LoRA to which model of the family that is; None
             if they do not tell, or there is only one.
     """
@@ -40,6 +41,7 @@ class Family:
     signs: re.Pattern
     attention: re.Pattern
     blocks: tuple[tuple[re.Pattern, str], ...]
+    models: tuple[str, ...] = ()
     model: Callable[[Shapes], str | None] = lambda shapes: None
 
 
@@ -209,6 +211,7 @@ UNET = Family(  # backend/nn/unet.py, CrossAttention; A1111: modules/sd_hijack_o
         (r"middle_block_", "mid"),
         (r"output_blocks_(\d+)_", "up"),
     ),
+    models=tuple(_TEXT_WIDTH.values()),
     model=_unet,
 )
 SD3 = Family(  # A1111: modules/models/sd3/mmdit.py; Forge: backend/nn/mmditx.py
@@ -229,6 +232,7 @@ FLUX = Family(  # backend/nn/flux.py and chroma.py: SelfAttention, SingleStreamB
         r"double_blocks_\d+_(img|txt)_attn_(qkv(/\w+)?|proj)|single_blocks_\d+_linear[12](/\w+)?"
     ),
     blocks=_blocks((r"double_blocks_", "double"), (r"single_blocks_", "single")),
+    models=("Flux.1", "Flux.2", "Chroma"),
     model=_flux,
 )
 NEXT_DIT = Family(  # backend/nn/lumina.py, JointAttention
@@ -243,6 +247,7 @@ NEXT_DIT = Family(  # backend/nn/lumina.py, JointAttention
         (r"context_refiner_(\d+)_", "context"),
         _LAYERS,
     ),
+    models=("Z-Image", "Lumina 2"),
     model=_next_dit,
 )
 KREA_2 = Family(  # backend/nn/krea.py, Attention: its output goes through a gate

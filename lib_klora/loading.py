@@ -200,7 +200,7 @@ class PairLoader:
             )
         for note in pair.notes:
             log.info(note)
-        return pair.without_tensors(), scores, notes
+        return pair.without_tensors(), scores, [*notes, *pair.warnings]
 
     def _sha256(self, on_disk: OnDisk) -> str:
         """Of the whole file: the hosts' own hash leaves out its header, which names the layers."""
@@ -264,7 +264,7 @@ def _sentence_of_misfit(
     if len(unread) > len(missing) / 2:
         return (
             f"“{file.name}” is for this model, but its layer names are in a spelling that this "
-            f"WebUI does not read (such as {unread[0].prefix}; {of_all} are read). Write it anew: "
+            f"WebUI does not read (such as {unread[0].prefix}, {of_all} are read). Write it anew: "
             f"“python -m lib_klora convert FILE OUT” in the extension's folder, or choose another "
             f"file."
         )

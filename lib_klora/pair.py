@@ -34,11 +34,13 @@ class Pair:
         paired: the layers K-LoRA chooses for, by name order.
         unpaired: layer → the one role that has it and keeps it all the time.
         notes: sentences worth telling: what did not match, and why.
+        warnings: sentences that a person has to know.
     """
 
     paired: tuple[LayerPair, ...]
     unpaired: Mapping[str, str]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def without_tensors(self) -> Pair:
         """The same pair without the files' tensors, to be kept once the scores are known."""
@@ -92,9 +94,9 @@ def pair_files(
     different = {name for name in common if not _fit_one_parameter(c[name], s[name])}
     if network is None and 2 * (len(common) - len(different)) < min(len(c), len(s)):
         _require_one_base_model(content, style)
-    notes = []
+    notes, warnings = [], []
     if layers == "attention" and not (network or content.family or style.family):
-        notes.append(
+        warnings.append(
             f"K-LoRA does not know this network: the {len(c.keys() | s.keys())} layers with "
             f"attention in their names were taken to be its attention."
         )
@@ -118,8 +120,8 @@ def pair_files(
     if unpaired == "drop":
         alone = {}
     if not paired:
-        notes.append(_sentence_of_nothing_in_common(content, style, bool(alone)))
-    return Pair(paired, dict(sorted(alone.items())), tuple(notes))
+        warnings.append(_sentence_of_nothing_in_common(content, style, bool(alone)))
+    return Pair(paired, dict(sorted(alone.items())), tuple(notes), tuple(warnings))
 
 
 def _layer_pair(

@@ -7,6 +7,7 @@ import html
 import re
 from typing import NamedTuple
 
+from .families import FAMILIES
 from .methods import METHODS
 from .settings import FIELDS
 
@@ -52,6 +53,7 @@ HINT = "Choose a content and a style LoRA, or write", "in the prompt."
 NOT_EVERY = "Not every picture of this run has K-LoRA."
 OFF = "The K-LoRA box is not ticked: pictures do not use what is chosen here."
 
+_BASE_MODELS = [name for family in FAMILIES for name in (*family.models, family.name)]
 _VARIABLE = re.compile(
     r"“[^”]*”"  # what somebody else has named
     r"|<klora:(?!…|NAME>)[^>]*>"  # a tag as it was written, not one that explains
@@ -59,6 +61,8 @@ _VARIABLE = re.compile(
     r"|(?<=\()[0-9a-f]{12}(?=\))"  # a file's hash
     r"|(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)"
     rf"|(?:{'|'.join(map(re.escape, METHODS))}): "
+    rf"|(?<= for )(?:{'|'.join(map(re.escape, _BASE_MODELS))})(?=,)"
+    rf"|(?<=checkpoint is )(?:{'|'.join(map(re.escape, _BASE_MODELS))})(?=[,:])"
     r"|; "  # not variable, but either side of it can occur alone
 )
 

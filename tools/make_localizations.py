@@ -71,9 +71,18 @@ SENTENCES = (
     "The prompt has <klora:…> tags, but the K-LoRA accordion is off, and Settings → K-LoRA says "
     "that tags need it: switch one of the two on.",
     "Settings → K-LoRA: alpha is 0, but S* wraps around at alpha: set alpha above 0, or S.",
-    "“x” does not fit this model: 2 of its 3 layers (such as y) have no counterpart that this "
-    "WebUI can apply them to. It was made for another kind of model, or its layer names are in a "
-    "spelling that this WebUI does not read: choose another file or checkpoint.",
+    "“x” does not fit this model: 1 of its 3 layers fit, and the others (such as y) have no "
+    "counterpart that this WebUI can apply them to. Choose another file or checkpoint.",
+    "“x” does not fit this model: it was made for SDXL, the checkpoint is Flux.1, and 0 of its 3 "
+    "layers fit. Choose a LoRA for Flux.1, or a checkpoint for this one.",
+    "“x” was made for Flux.1, and the checkpoint is Chroma: 2 of its 3 layers fit.",
+    "“x” is for this model, but its layer names are in a spelling that this WebUI does not read "
+    "(such as y, 0 of its 3 layers are read). Write it anew: “python -m lib_klora convert FILE "
+    "OUT” in the extension's folder, or choose another file.",
+    "“x” and “y” have no layer in common, so there is nothing to choose: both are applied all the "
+    "time.",
+    "K-LoRA does not know this network: the 4 layers with attention in their names were taken to "
+    "be its attention.",
     "The comparison of the two LoRAs was interrupted: generate again and it goes on where it "
     "stopped.",
     "The WebUI could not apply K-LoRA to every layer, most often because memory is full, so the "
@@ -440,14 +449,53 @@ TRANSLATIONS = {
     ", or S.": ("，或选择 S。", "より大きくするか、S を選んでください。"),
     "does not fit this model:": ("不适用于此模型：", "はこのモデルに合いません："),
     "of its": ("/", "/"),
-    "layers (such as": ("层（例如", "層（例："),
-    ") have no counterpart that this WebUI can apply them to. It was made for another kind of "
-    "model, or its layer names are in a spelling that this WebUI does not read: choose another "
-    "file or checkpoint.": (
-        "）没有此 WebUI 可以应用的对应层。它是为另一种模型制作的，或其层名的写法此 WebUI "
-        "无法识别：请选择其他文件或其他模型。",
-        "）には、この WebUI が適用できる対応する層がありません。別の種類のモデル用か、層の名前が"
-        "この WebUI の読めない表記です：別のファイルかチェックポイントを選んでください。",
+    "layers fit, and the others (such as": ("层适合，其余的层（例如", "層が合い、ほかの層（例："),
+    ") have no counterpart that this WebUI can apply them to. Choose another file or checkpoint.": (
+        "）没有此 WebUI 可以应用的对应层。请选择其他文件或其他模型。",
+        "）には、この WebUI が適用できる対応する層がありません。別のファイルかチェックポイントを"
+        "選んでください。",
+    ),
+    "does not fit this model: it was made for": (
+        "不适用于此模型：它是为以下模型制作的：",
+        "はこのモデルに合いません。対象のモデル：",
+    ),
+    ", the checkpoint is": ("，而当前模型是", "、チェックポイント："),
+    ", and": ("，适合的层：", "、合う層："),
+    "layers fit. Choose a LoRA for": (
+        "层。请选择适用于以下模型的 LoRA：",
+        "層。次のモデル用の LoRA か：",
+    ),
+    ", or a checkpoint for this one.": (
+        "，或适合此文件的模型。",
+        "、このファイルに合うチェックポイントを選んでください。",
+    ),
+    "was made for": ("的对象模型是", "の対象のモデル："),
+    ", and the checkpoint is": ("，而当前模型是", "、チェックポイント："),
+    "layers fit.": ("层适合。", "層が合います。"),
+    "is for this model, but its layer names are in a spelling that this WebUI does not read (such "
+    "as": (
+        "适用于此模型，但其层名的写法此 WebUI 无法识别（例如",
+        "はこのモデル用ですが、層の名前がこの WebUI の読めない表記です（例：",
+    ),
+    "layers are read). Write it anew:": (
+        "层可以识别）。请重新写出该文件：",
+        "層が読めます）。次のコマンドで書き直すか：",
+    ),
+    "in the extension's folder, or choose another file.": (
+        "（在扩展的文件夹中运行），或选择其他文件。",
+        "（拡張機能のフォルダーで実行）、別のファイルを選んでください。",
+    ),
+    "have no layer in common, so there is nothing to choose: both are applied all the time.": (
+        "没有共有的层，因此无可选择：两者始终都会应用。",
+        "に共通の層がないので選ぶものがなく、どちらも常に適用されます。",
+    ),
+    "K-LoRA does not know this network: the": (
+        "K-LoRA 不认识此网络：名称中带有 attention 的",
+        "K-LoRA はこのネットワークを知りません：名前に attention を含む",
+    ),
+    "layers with attention in their names were taken to be its attention.": (
+        "层被当作它的注意力层。",
+        "層を注意機構とみなしました。",
     ),
     "The LoRA": ("此图像的 LoRA", "この画像の LoRA"),
     "of this picture is now called": ("现在的名称是", "の現在の名前は"),

@@ -127,7 +127,7 @@ class TestUnpaired:
         style = file("style", linear(V), linear(OUT))
         pair = pair_files(content, style)
         assert not pair.paired
-        assert "“subject” and “style” have no layer in common" in pair.notes[-1]
+        assert "“subject” and “style” have no layer in common" in pair.warnings[0]
         assert set(pair.unpaired.values()) == {"content", "style"}
         assert list(pair.unpaired) == sorted(common_name(prefix) for prefix in (Q, K, V, OUT))
 

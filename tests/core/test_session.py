@@ -913,7 +913,7 @@ class TestPartlyFittingFile:
         error = generate(session).extra_generation_params[infotext.ERROR_KEY]
         assert "“cat” is for this model" in error
         assert "(such as unet.down_blocks_0" in error
-        assert "; 0 of its 8 layers are read)" in error
+        assert ", 0 of its 8 layers are read)" in error
         assert "python -m lib_klora convert FILE OUT" in error
 
     @pytest.mark.parametrize(("fitting", "made"), [(3, False), (4, True)])
@@ -946,17 +946,23 @@ class TestPartlyFittingFile:
         assert not generate(session).comments
         assert len(host.attached.layers) == 8
 
-    def test_an_unknown_network_is_said(self, session, host, folder, log):
+    def test_an_unknown_network_is_said(self, session, host, folder):
         own = [f"lora_unet_stage_{i}_attn_mix" for i in range(4)]
         other = "lora_unet_stage_0_mlp"
         host.present = Model([*own, other])
         for i, name in enumerate("ab"):
             save_file(linears([*own, other], seed=i), folder / f"{name}.safetensors")
-        generate(session, tags=[["a"], ["b"]])
+        p = generate(session, tags=[["a"], ["b"]])
         assert host.attached.layers == tuple(f"stage_{i}_attn_mix" for i in range(4))
-        assert any(
-            "does not know this network: the 4 layers" in x.getMessage() for x in log.records
-        )
+        (comment,) = p.comments
+        assert "does not know this network: the 4 layers" in comment
+
+    def test_files_without_a_common_layer_are_said(self, session, host, folder):
+        save_file(linears(PREFIXES[:4]), folder / "cat.safetensors")
+        save_file(linears(PREFIXES[4:]), folder / "ink.safetensors")
+        (comment,) = generate(session).comments
+        assert "“cat” and “ink” have no layer in common" in comment
+        assert len(host.attached.unpaired) == 8
 
     def test_said_in_every_generation(self, session, folder):
         self.few_strange_layers(folder)
