@@ -274,6 +274,25 @@ FORGE = HostRecord(
     lacks=FORGE_LACKS,
 )
 
+NEO_MODELS = {  # the families that no other host has: (its checkpoint's modules, its CFG scale)
+    "zimage": (("qwen3", "ae"), 1),
+    "qwen": (("qwen25", "wan_vae"), 4),
+    "chroma": (("t5", "ae"), 4),
+    "flux2": (("qwen3", "flux2_vae"), 1),
+    "anima": (("qwen3", "wan_vae"), 4),
+    "lumina": (("gemma", "ae"), 4),
+    "krea": (("qwen3vl", "wan_vae"), 4),
+    "ernie": (("ministral", "flux2_vae"), 4),
+    "wan": (("umt5", "wan_vae"), 4),
+}
+NEO_MODELS = {
+    family: Model(
+        f"tiny_{family}", family,
+        {"forge_additional_modules": tuple(f"tiny_{module}.safetensors" for module in modules)},
+        {"scheduler": "Simple", "cfg_scale": scale},
+    )
+    for family, (modules, scale) in NEO_MODELS.items()
+}  # fmt: skip
 NEO_SETTINGS = {
     **FORGE_SETTINGS,
     "VERSION_UID": "PY313",  # without it the start asks a question on the terminal
@@ -321,13 +340,14 @@ NEO = HostRecord(
     sd_upscale=(16, "None", 1.0, False),
     models={
         **FORGE_MODELS,
+        **NEO_MODELS,
         "sd15_online": Model("tiny_sd15", "sd15", {DTYPE: "Automatic (fp16 LoRA)"}),
         "sd15_lowvram": Model("tiny_sd15", "sd15", memory=4),
         "flux_lowvram": Model("tiny_flux", "flux", FLUX_MODULES, FLUX, memory=10),
     },
-    maker="make_backend",
+    maker="make_neo",
     packages=("modules_forge/packages",),
-    tiny="patch_backend",
+    tiny="patch_neo",
     patcher="ModelPatcher",
     merge="backend.patcher.base.merge_lora_to_weight",
     prepare="backend.sampling.sampling_function.sampling_prepare",

@@ -23,13 +23,24 @@ from safetensors.torch import load_file, save_file
 ATTENTION = (
     r"\.attn[12]\.to_(q|k|v|out\.0)$|self_attn\.(q|k|v|out)_proj$"
     r"|\.(img|txt)_attn\.(qkv|proj)$|^single_blocks\.\d+\.linear[12]$"
+    r"|\.attention\.(qkv|out)$"  # Z-Image, Lumina 2
+    r"|\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)$"  # Qwen-Image
+    r"|(self|cross)_attn\.([qkvo]|output)_proj$"  # Anima
+    r"|\.attn\.(w[qkvo]|gate)$"  # Krea 2
+    r"|\.self_attention\.(to_[qkv]|to_out\.0)$"  # Ernie-Image
+    r"|\.(self|cross)_attn\.[qkvo]$"  # Wan
 )
 LINEAR = ATTENTION + (
     r"|\.ff\.net\.(0\.proj|2)$|\.1\.proj_(in|out)$|mlp\.fc[12]$"
     r"|\.(img|txt)_mlp\.[02]$|\.(img|txt)_mod\.lin$|\.modulation\.lin$"
+    r"|\.feed_forward\.w[123]$|\.\d+\.adaLN_modulation\.[01]$"
+    r"|\.(img|txt)_mlp\.net\.(0\.proj|2)$|\.(img|txt)_mod\.1$"
+    r"|\.mlp\.(layer[12]|gate|up|down|(gate|up)_proj|linear_fc2)$|\.ffn\.[02]$"
+    r"|\.adaln_modulation_\w+\.[12]$"
 )
 CONVOLUTION = r"\.(in_layers\.2|out_layers\.3|emb_layers\.1|skip_connection|op|conv)$"
 WHICH = {"attention": ATTENTION, "linear": LINEAR, "all": f"{LINEAR}|{CONVOLUTION}"}
+ENCODER = re.compile(r"te\d?\.|llm_adapter\.")  # Anima's checkpoint holds a part of the encoder
 WITHOUT_BIAS = r"\.attn[12]\.to_[qkv]$"
 
 
@@ -102,32 +113,62 @@ def diffusers_name(layer):
     return f"{side}_blocks.{block}.attentions.{position}.{rest}"
 
 
-def diffusers_flux_parts(layer, shape):
-    """(name, first row, end row) of each part that diffusers makes of a Flux layer."""
+FUSED = {
+    "img_attn.qkv": ["attn.to_q", "attn.to_k", "attn.to_v"],
+    "txt_attn.qkv": ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"],
+    "linear1": ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"],
+    "attention.qkv": ["attention.to_q", "attention.to_k", "attention.to_v"],
+}
+WHOLE = {
+    "img_attn.proj": "attn.to_out.0",
+    "txt_attn.proj": "attn.to_add_out",
+    "img_mlp.0": "ff.net.0.proj",
+    "img_mlp.2": "ff.net.2",
+    "txt_mlp.0": "ff_context.net.0.proj",
+    "txt_mlp.2": "ff_context.net.2",
+    "img_mod.lin": "norm1.linear",
+    "txt_mod.lin": "norm1_context.linear",
+    "linear2": "proj_out",
+    "modulation.lin": "norm.linear",
+    "attention.out": "attention.to_out.0",
+    **{f"attn.w{part}": f"attn.to_{part}" for part in "qkv"},
+    "attn.wo": "attn.to_out.0",
+    "attn.gate": "attn.to_gate",
+    **{f"mlp.{part}": f"ff.{part}" for part in ("gate", "up", "down")},
+}
+FLUX2 = {
+    "img_mlp.0": "ff.linear_in",
+    "img_mlp.2": "ff.linear_out",
+    "txt_mlp.0": "ff_context.linear_in",
+    "txt_mlp.2": "ff_context.linear_out",
+    "linear1": "attn.to_qkv_mlp_proj",
+    "linear2": "attn.to_out",
+}
+# its feed forward has the ratio 3, not 4, and a gate
+FLUX2_SHAPES = dict(zip(FLUX2, (6, 1 / 3, 6, 1 / 3, 9, 1 / 4), strict=True))
+BLOCKS = {
+    "double_blocks": "transformer_blocks",
+    "single_blocks": "single_transformer_blocks",
+    "blocks": "transformer_blocks",
+    "txtfusion.layerwise_blocks": "text_fusion.layerwise_blocks",
+    "txtfusion.refiner_blocks": "text_fusion.refiner_blocks",
+}
+UNET = re.compile(r"te\d?\.|(input|middle|output)_block|time_embed\.|label_emb|out\.")
+BLOCK = re.compile(r"((?:\w+\.)*?\w+)\.(\d+)\.(.+)")
+
+
+def diffusers_parts(layer, shape):
+    """(name, first row, end row) of each part that diffusers makes of a transformer's layer."""
     rows, width = shape
-    kind, block, part = re.fullmatch(r"(double|single)_blocks\.(\d+)\.(.+)", layer).groups()
-    prefix = {"double": "", "single": "single_"}[kind] + f"transformer_blocks.{block}."
-    fused = {
-        "img_attn.qkv": ["attn.to_q", "attn.to_k", "attn.to_v"],
-        "txt_attn.qkv": ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"],
-        "linear1": ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"],
-    }
-    whole = {
-        "img_attn.proj": "attn.to_out.0",
-        "txt_attn.proj": "attn.to_add_out",
-        "img_mlp.0": "ff.net.0.proj",
-        "img_mlp.2": "ff.net.2",
-        "txt_mlp.0": "ff_context.net.0.proj",
-        "txt_mlp.2": "ff_context.net.2",
-        "img_mod.lin": "norm1.linear",
-        "txt_mod.lin": "norm1_context.linear",
-        "linear2": "proj_out",
-        "modulation.lin": "norm.linear",
-    }
-    if part in whole:
-        return [(prefix + whole[part], 0, rows)]
-    names = fused[part]
-    bounds = [width * number for number in range(len(names))] + [rows]
+    blocks, number, part = BLOCK.fullmatch(layer).groups()
+    prefix = f"{BLOCKS.get(blocks, blocks)}.{number}."
+    if FLUX2_SHAPES.get(part) == rows / width:
+        return [(prefix + FLUX2[part], 0, rows)]
+    if part not in FUSED:
+        return [(prefix + WHOLE.get(part, part), 0, rows)]
+    names = FUSED[part]
+    half = (rows - width) // 2 if part.endswith("qkv") else width  # Lumina 2 has fewer keys
+    bounds = [0, width, width + half, width + 2 * half, rows][: len(names) + 1]
     spans = zip(names, pairwise(bounds), strict=True)
     return [(prefix + name, first, end) for name, (first, end) in spans]
 
@@ -136,7 +177,8 @@ def spelled(layer, shape, spelling):
     """(name in the file, layer or rows of it, shape) of each part that a spelling makes of it.
 
     kohya: kohya with diffusers' block names.   ldm: kohya with LDM's block names; Flux as well.
-    diffusers: old diffusers.   peft: diffusers with PEFT.   flux_split: diffusers' Flux.
+    diffusers: old diffusers.   peft: diffusers with PEFT.
+    comfy: the network's own names.   transformer: diffusers' names of Flux and newer families.
     """
     encoder, _, name = layer.partition(".")
     if encoder in ("te", "te1", "te2"):
@@ -144,8 +186,10 @@ def spelled(layer, shape, spelling):
             yield "lora_" + layer.replace(".", "_"), layer, shape
         else:
             yield f"text_encoder{'_2' if encoder == 'te2' else ''}.{name}", layer, shape
-    elif spelling == "flux_split":
-        for name, first, end in diffusers_flux_parts(layer, shape):
+    elif spelling == "comfy":
+        yield f"diffusion_model.{layer}", layer, shape
+    elif spelling == "transformer":
+        for name, first, end in diffusers_parts(layer, shape):
             part = layer if end - first == shape[0] else f"{layer}[{first}:{end}]"
             yield f"transformer.{name}", part, (end - first, shape[1])
     elif spelling == "ldm":
@@ -161,8 +205,8 @@ def spelled(layer, shape, spelling):
 
 def spellings_of(layer):
     """The spellings that can name a layer."""
-    if layer.startswith(("double_blocks.", "single_blocks.")):
-        return ("ldm", "flux_split")
+    if not UNET.match(layer):
+        return ("ldm", "comfy", "transformer")[: 3 if BLOCK.fullmatch(layer) else 2]
     if layer.startswith("te") or re.search(WHICH["all"], layer):
         return ("kohya", "ldm", "diffusers", "peft")
     return ("ldm",)
@@ -172,7 +216,7 @@ LORA_ENDINGS = {
     "diffusers": {"lora_down.weight": "_lora.down.weight", "lora_up.weight": "_lora.up.weight"},
     "peft": {"lora_down.weight": ".lora_A.weight", "lora_up.weight": ".lora_B.weight"},
 }
-LORA_ENDINGS["flux_split"] = LORA_ENDINGS["peft"]
+LORA_ENDINGS["comfy"] = LORA_ENDINGS["transformer"] = LORA_ENDINGS["peft"]
 
 
 # what a layer holds -----------------------------------------------------------------------------
@@ -265,7 +309,7 @@ def write(
     tensors = {}
     for layer, shape in layers.items():
         wanted = re.search(WHICH[which], layer) and re.search(only, layer)
-        if not wanted or (layer.startswith("te") and not te):
+        if not wanted or (ENCODER.match(layer) and not te):
             continue
         for name, part, part_shape in spelled(layer, shape, spelling):
             held = KINDS[kind](part_shape, rank, scale, noise)
@@ -350,6 +394,28 @@ PAIRS = {  # checkpoint without "tiny_": the spelling that its LoRA files usuall
     "sdxl": "ldm",
     "sdxl_full": "ldm",
     "flux": "ldm",
+    "zimage": "comfy",
+    "qwen": "transformer",
+    "chroma": "ldm",
+    "flux2": "comfy",
+    "anima": "ldm",
+    "lumina": "ldm",
+    "krea": "comfy",
+    "ernie": "ldm",
+    "wan": "comfy",
+}
+LDM, COMFY = {"ldm": "ldm"}, {"comfy": "comfy"}
+DIFFUSERS, SPLIT = {"diffusers": "transformer"}, {"split": "transformer"}  # SPLIT: q, k and v
+SPELLINGS = {  # {ending of a file's name: spelling}, of the families that only Forge Neo has
+    "zimage": {**LDM, **SPLIT},
+    "qwen": {**LDM, **COMFY},
+    "chroma": {**COMFY, **SPLIT},
+    "flux2": {**LDM, **SPLIT},
+    "anima": COMFY,
+    "lumina": COMFY,
+    "krea": {**LDM, **DIFFUSERS},
+    "ernie": {**COMFY, **DIFFUSERS},
+    "wan": LDM,
 }
 MORE = {
     "sd15": {
@@ -376,10 +442,18 @@ MORE = {
         "style_te": dict(STYLE, te=True, spelling="ldm"),
     },
     "flux": {
-        "content_split": dict(CONTENT, spelling="flux_split"),
-        "style_split": dict(STYLE, spelling="flux_split"),
+        "content_split": dict(CONTENT, spelling="transformer"),
+        "style_split": dict(STYLE, spelling="transformer"),
     },
 }
+MORE["anima"] = {"content_te": dict(CONTENT, te=True), "style_te": dict(STYLE, te=True)}
+for family, spellings in SPELLINGS.items():
+    more = MORE.setdefault(family, {})
+    more["content_lokr"] = dict(CONTENT, kind="lokr")
+    more["style_lokr_low"] = dict(STYLE, kind="lokr_low", alpha=8)
+    for name, spelling in spellings.items():
+        more[f"content_{name}"] = dict(CONTENT, spelling=spelling)
+        more[f"style_{name}"] = dict(STYLE, spelling=spelling)
 
 
 def write_set(checkpoints, folder):

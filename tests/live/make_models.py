@@ -11,6 +11,9 @@ all           tiny_sd15, tiny_sd15_b (other weights), tiny_sdxl (70 transformers
 AUTOMATIC1111 tiny_sd15_c (other weights, with a .yaml of its own), tiny_sdxl_full (70 transformers)
 Forge, Neo    tiny_flux.safetensors, tiny_flux_q8_0.gguf (transformer only; they need the files
               text_encoder/tiny_clip_l, text_encoder/tiny_t5 and VAE/tiny_ae)
+Neo           tiny_zimage, tiny_qwen, tiny_chroma, tiny_flux2, tiny_anima, tiny_lumina, tiny_krea,
+              tiny_ernie, tiny_wan (transformer only; hosts.py says which text_encoder and VAE each
+              of them needs)
 """
 
 import argparse
@@ -19,14 +22,16 @@ import inspect
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 from hosts import HOSTS
 
-RECIPE = "1"  # raise it when a change here must remake the files
+RECIPE = "2"  # raise it when a change here must remake the files
 
 
 def main():
@@ -59,13 +64,13 @@ def random_weights(shapes, seed):
     out = {}
     for name, like in shapes.items():
         shape = tuple(like.shape)
-        if not like.is_floating_point():
-            out[name] = torch.arange(77).expand(1, -1).clone()  # position_ids
+        if not like.is_floating_point():  # position_ids, or a counter
+            out[name] = torch.arange(77).expand(1, -1).clone() if shape else torch.tensor(0)
             continue
         noise = torch.randn(shape, generator=generator)
         if name.endswith("logit_scale"):
             value = torch.tensor(4.6055)
-        elif like.ndim <= 1:
+        elif like.ndim <= 1 or name.endswith("gamma"):
             value = noise * 0.02 + (0 if name.endswith("bias") else 1)  # biases, norms
         elif "embedding" in name or name.endswith("shared.weight"):
             value = noise * 0.5
@@ -207,6 +212,148 @@ def make_backend(webui, data):
     save_file(random_weights(clip(FLUX), 5), encoders / "tiny_clip_l.safetensors")
     save_file(random_weights(shapes(T5Model, t5), 6), encoders / "tiny_t5.safetensors")
     save_file(random_weights(vae(FLUX), 7), data / "models" / "VAE" / "tiny_ae.safetensors")
+
+
+# the families that only Neo has, with two blocks of every kind
+ZIMAGE, QWEN = "Tongyi-MAI/Z-Image-Turbo", "Qwen/Qwen-Image"
+FLUX2, ANIMA = "black-forest-labs/FLUX.2-klein-4B", "circlestone-labs/Anima"
+LUMINA, KREA = "neta-art/Neta-Lumina", "krea/Krea-2-Raw"
+ERNIE, WAN = "baidu/ERNIE-Image", "Wan-AI/Wan2.1-T2V-14B"
+UMT5 = {**T5, "d_model": 32}  # it has a large vocabulary, as Gemma has
+WAN_VAE = {"base_dim": 8, "num_res_blocks": 1}
+NEO_CONFIGS = {
+    ZIMAGE: {"vae": VAE},
+    QWEN: {"vae": WAN_VAE},
+    "Chroma": {"text_encoder": T5, "vae": VAE},
+    FLUX2: {"vae": VAE},
+    ANIMA: {"vae": WAN_VAE},
+    LUMINA: {"vae": VAE},
+    KREA: {"vae": WAN_VAE},
+    ERNIE: {"vae": VAE},
+    WAN: {"text_encoder": UMT5, "vae": WAN_VAE},
+}
+LLM_WIDTH = 64
+LLM = {
+    "hidden_size": LLM_WIDTH,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+GEMMA = {**LLM, "hidden_size": 32}
+DEEP = 27  # layers: Flux.2 takes the results of the 9th, 18th and 27th
+DEEPER = 36  # Krea 2 takes every third
+NEXT_DIT = {
+    "in_channels": 16, "dim": 256, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "qk_norm": True,
+    "cap_feat_dim": LLM_WIDTH, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512],
+    "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True,
+    "time_scale": 1000.0, "pad_tokens_multiple": 32,
+}  # fmt: skip
+LUMINA_DIT = {
+    "in_channels": 16, "dim": 288, "n_layers": 2, "n_heads": 3, "n_kv_heads": 1, "qk_norm": True,
+    "cap_feat_dim": GEMMA["hidden_size"], "axes_dims": [32, 32, 32], "axes_lens": [300, 512, 512],
+}  # fmt: skip
+QWEN_IMAGE = {"num_layers": 2, "num_attention_heads": 2, "joint_attention_dim": LLM_WIDTH}
+CHROMA = {
+    "in_channels": 64, "out_channels": 64, "context_in_dim": T5["d_model"], "hidden_size": 256,
+    "mlp_ratio": 4.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2,
+    "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "qkv_bias": True, "in_dim": 64,
+    "out_dim": 256, "hidden_dim": 64, "n_layers": 2, "txt_ids_dims": [], "vec_in_dim": None,
+}  # fmt: skip
+KLEIN = {
+    "in_channels": 128, "out_channels": 128, "vec_in_dim": None, "context_in_dim": 3 * LLM_WIDTH,
+    "hidden_size": 256, "mlp_ratio": 3.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2,
+    "axes_dim": [32, 32, 32, 32], "theta": 2000, "patch_size": 1, "qkv_bias": False,
+    "guidance_embed": False, "global_modulation": True, "mlp_silu_act": True, "ops_bias": False,
+}  # fmt: skip
+COSMOS = {
+    "in_channels": 16, "out_channels": 16, "patch_spatial": 2, "patch_temporal": 1,
+    "model_channels": 256, "crossattn_emb_channels": LLM_WIDTH, "adaln_lora_dim": 32,
+    "num_blocks": 2, "num_heads": 2,
+}  # fmt: skip
+ADAPTER = {
+    "source_dim": LLM_WIDTH, "target_dim": LLM_WIDTH, "model_dim": LLM_WIDTH, "num_layers": 2,
+    "num_heads": 2,
+}  # fmt: skip
+KREA_DIT = {
+    "features": 256, "heads": 2, "kvheads": 1, "layers": 2, "txtdim": LLM_WIDTH, "txtheads": 2,
+    "txtkvheads": 2,
+}  # fmt: skip
+ERNIE_DIT = {
+    "hidden_size": 256, "num_attention_heads": 2, "num_layers": 2, "ffn_hidden_size": 512,
+    "text_in_dim": LLM_WIDTH,
+}  # fmt: skip
+WAN_DIT = {
+    "dim": 256, "ffn_dim": 512, "num_heads": 2, "num_layers": 2, "text_dim": UMT5["d_model"],
+}  # fmt: skip
+
+
+def make_neo(webui, data):
+    """As make_backend, and one checkpoint of every family that only Neo has."""
+    make_backend(webui, data)
+    import torch
+    from backend.nn import anima, chroma, ernie, flux, krea, lumina, qwen, t5, vae, wan, wan_vae
+    from backend.nn.llm import llama
+    from backend.operations import using_forge_operations
+    from safetensors.torch import save_file
+
+    configs = data / "tiny" / "huggingface"
+    for repo, components in NEO_CONFIGS.items():
+        for component, changes in components.items():
+            name = Path(repo, component, "config.json")
+            edit_json(webui / "backend" / "huggingface" / name, configs / name, **changes)
+    # the same one, and not every copy of Neo has Chroma's
+    shutil.copytree(configs / FLUX / "tokenizer_2", configs / "Chroma" / "tokenizer")
+
+    def shapes(cls, *args, **kwargs):
+        meta = torch.device("meta")
+        with using_forge_operations(device=meta, dtype=torch.float32), meta:
+            return cls(*args, **kwargs).state_dict()
+
+    def autoencoder(cls, repo):
+        return shapes(cls.from_config, cls.load_config(configs / repo / "vae"))
+
+    def llm(config, layers, sizes=LLM, prefix="model."):
+        config = replace(config, **sizes, num_hidden_layers=layers)
+        return prefixed(prefix, shapes(llama.Llama2_, config))
+
+    transformers = {
+        "zimage": shapes(lumina.NextDiT, **NEXT_DIT),
+        "qwen": shapes(qwen.QwenImageTransformer2DModel, **QWEN_IMAGE),
+        "chroma": {
+            # real files call it so, and it is what the host knows them by
+            re.sub(r"(_norm|norms\.\d+)\.weight$", r"\1.scale", name): like
+            for name, like in shapes(chroma.IntegratedChromaTransformer2DModel, **CHROMA).items()
+        },
+        "flux2": shapes(flux.IntegratedFluxTransformer2DModel, **KLEIN),
+        "anima": {
+            **shapes(anima.Anima, **COSMOS),
+            **prefixed("llm_adapter.", shapes(anima.LLMAdapter, **ADAPTER)),
+        },
+        "lumina": shapes(lumina.NextDiT, **LUMINA_DIT),
+        "krea": shapes(krea.SingleStreamDiT, **KREA_DIT),
+        "ernie": shapes(ernie.ErnieImageModel, **ERNIE_DIT),
+        "wan": shapes(wan.WanModel, **WAN_DIT),
+    }
+    models = data / "models"
+    for seed, (name, like) in enumerate(transformers.items(), 8):
+        tensors = prefixed("model.diffusion_model.", random_weights(like, seed))
+        save_file(tensors, models / "Stable-diffusion" / f"tiny_{name}.safetensors")
+    umt5 = json.loads((configs / WAN / "text_encoder" / "config.json").read_text())
+    qwen3vl = llm(llama.Qwen3VL_4BConfig(), DEEPER, prefix="model.language_model.")
+    for name in ("deepstack_merger_list.0.norm", "merger.linear_fc2"):  # it is known by these
+        qwen3vl[f"model.visual.{name}.weight"] = torch.empty(LLM_WIDTH, device="meta")
+    modules = {
+        "text_encoder/tiny_gemma": llm(llama.Gemma2_2B_Config(), 2, GEMMA),
+        "text_encoder/tiny_ministral": llm(llama.Ministral3_3BConfig(), 2),
+        "text_encoder/tiny_umt5": shapes(t5.T5, umt5),
+        "text_encoder/tiny_qwen3vl": qwen3vl,
+        "text_encoder/tiny_qwen3": llm(llama.Qwen3_4BConfig(), DEEP),
+        "text_encoder/tiny_qwen25": llm(llama.Qwen25_7BVLI_Config(), 2),
+        "VAE/tiny_flux2_vae": autoencoder(vae.AutoencoderKLFlux2, FLUX2),
+        "VAE/tiny_wan_vae": autoencoder(wan_vae.WanVAE, QWEN),
+    }
+    for seed, (name, like) in enumerate(modules.items(), 20):
+        save_file(random_weights(like, seed), models / f"{name}.safetensors")
 
 
 def make_reforge(webui, data):

@@ -131,9 +131,9 @@ def test_a_composed_file_is_its_parts(webui, model):
     assert swapped.sha == webui.txt2img(prompt=prompt_with(composed.stem)).sha
 
 
-@pytest.mark.models("flux")
+@pytest.mark.models("flux|zimage|chroma")
 def test_rows_of_a_fused_weight_can_be_swapped(webui, model):
-    """Flux files that split q, k and v."""
+    """Files that split q, k and v."""
     name = model.lora("content_split")
     wanted = webui.capture("split", prompt_with(name))
     parts = dict.fromkeys(lora_parts(webui, name), "split")
