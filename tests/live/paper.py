@@ -71,6 +71,21 @@ def deltas(path, checkpoint):
     return found
 
 
+def joined(found, whole):
+    """The same, with the rows of every layer in `whole` one under another."""
+    parts = {}
+    for part, value in found.items():
+        layer = part.partition("[")[0]
+        parts.setdefault(layer if layer in whole else part, []).append(value)
+    return {
+        part: (
+            torch.cat([matrix for matrix, _ in values]),
+            max((rank for _, rank in values if rank), default=None),
+        )
+        for part, values in parts.items()
+    }
+
+
 class Choice:
     """Eq. 1-10 for two files on one checkpoint; the layers of `layers` only (a predicate)."""
 
@@ -78,6 +93,8 @@ class Choice:
         c, s = deltas(content, checkpoint), deltas(style, checkpoint)
         c = {part: value for part, value in c.items() if layers(part)}
         s = {part: value for part, value in s.items() if layers(part)}
+        whole = {part for part in (*c, *s) if "[" not in part}
+        c, s = joined(c, whole), joined(s, whole)
         self.only = {part: "content" for part in c if part not in s}
         self.only |= {part: "style" for part in s if part not in c}
         self.top = {}

@@ -1,0 +1,117 @@
+"""Networks that only Forge Neo runs: their attention, in every spelling that it reads."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from kloras import always, checkpoint_of, choice, is_attention, tags
+from make_loras import PAIRS, SPELLINGS, layers_of, write
+from safetensors.torch import load_file, save_file
+from test_equivalence import STEPS, assert_every_step
+
+pytestmark = pytest.mark.models("|".join(SPELLINGS))
+
+NAMES = {
+    "zimage": "Z-Image",
+    "qwen": "Qwen-Image",
+    "chroma": "Chroma",
+    "flux2": "Flux.2",
+    "anima": "Anima",
+    "lumina": "Lumina 2",
+    "krea": "Krea 2",
+    "ernie": "Ernie-Image",
+    "wan": "Wan",
+}
+"""What people call the model of each family."""
+FILES = {
+    "content in another spelling": ("_{0}", ""),
+    "style in another spelling": ("", "_{0}"),
+    "both in another spelling": ("_{0}", "_{0}"),
+    "content in a third spelling": ("_{1}", ""),
+    "style in a third spelling": ("", "_{1}"),
+    "both in a third spelling": ("_{1}", "_{1}"),
+    "LoKr and LoRA": ("_lokr", ""),
+    "LoRA and LoKr of low rank": ("_{0}", "_lokr_low"),
+}
+"""Endings of a content and a style file's name; numbers count the family's SPELLINGS."""
+
+
+@pytest.mark.parametrize("files", FILES)
+def test_every_spelling_and_lokr_fused_and_split(webui, model, files):
+    """Where both files split q, k and v, each of them is a layer of its own, else all three are."""
+    spellings = list(SPELLINGS[model.family])
+    if "{1}" in "".join(FILES[files]) and len(spellings) < 2:
+        pytest.skip(f"{model.family} has two spellings")
+    content, style = (ending.format(*spellings) for ending in FILES[files])
+    pair = model.lora(f"content{content}"), model.lora(f"style{style}")
+    for role, name in zip(("content", "style"), pair, strict=True):
+        wanted = webui.capture(role, f"a cat <lora:{name}:1>")
+        result = webui.txt2img(prompt=tags(*pair), alwayson_scripts=always(role))
+        assert "K-LoRA error" not in result.infotexts[0]
+        assert result.sha == wanted.sha
+    reading = choice(webui, *pair)
+    webui.next(swap={str(i): reading.step(i, STEPS) for i in range(STEPS)})
+    swapped = webui.txt2img(steps=STEPS)
+    assert webui.txt2img(prompt=tags(*pair), steps=STEPS).sha == swapped.sha
+
+
+def test_the_weights_of_every_step(webui, model):
+    assert_every_step(webui, (model.lora("content"), model.lora("style")))
+
+
+@contextmanager
+def lora_file(webui, model, name, change=lambda path: None, **how):
+    """A LoRA file of this name for as long as the block lasts; `how` as for make_loras.write."""
+    path = webui.loras / f"{model.lora(name)}.safetensors"
+    how = {"spelling": PAIRS[model.family], **how}
+    write(path, layers_of(checkpoint_of(webui)), **how)
+    change(path)
+    webui.refresh_loras()
+    try:
+        yield path.stem
+    finally:
+        path.unlink()
+        webui.refresh_loras()
+
+
+def test_the_paper_s_layers_are_the_attention_of_the_network(webui, model):
+    """Of files with every linear layer."""
+    with (
+        lora_file(webui, model, "linear_c", which="linear", seed=1) as content,
+        lora_file(webui, model, "linear_s", which="linear", seed=2) as style,
+    ):
+        request = {"content": content, "style": style, "steps": STEPS}
+        attention = webui.post("/klora/plan", request)
+        everything = webui.post("/klora/plan", {**request, "settings": {"layers": "all"}})
+    layers = layers_of(checkpoint_of(webui))
+    found = [layer["name"] for layer in attention["layers"]]
+    assert set(found) == {x.replace(".", "_") for x in layers if is_attention(x)}
+    assert set(found) < {layer["name"] for layer in everything["layers"]}
+    assert not attention["warnings"]
+
+
+def test_a_file_of_another_family_is_told_with_both_names(webui, model):
+    other = next(family for family in NAMES if family != model.family)
+    result = webui.txt2img(prompt=tags(f"{other}_content", model.lora("style")))
+    assert result.sha == webui.txt2img().sha
+    told = result.infotexts[0]
+    assert f"it was made for {NAMES[other]}, the checkpoint is {NAMES[model.family]}," in told
+    assert "0 of its" in told
+
+
+def add_strange_layers(path):
+    """More than half of the file then."""
+    own = load_file(path)
+    strange = {
+        f"lora_unet_nowhere_{i}_attn.lora_{part}.weight": torch.ones(4, 4)
+        for i in range(len(own))
+        for part in ("up", "down")
+    }
+    save_file({**own, **strange}, path)
+
+
+def test_a_few_layers_that_fit_by_accident_are_no_plan(webui, model):
+    with lora_file(webui, model, "accident", change=add_strange_layers) as name:
+        result = webui.txt2img(prompt=tags(name, model.lora("style")))
+    assert "does not fit this model: " in result.infotexts[0]
+    assert result.sha == webui.txt2img().sha
