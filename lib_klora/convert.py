@@ -77,7 +77,7 @@ def _of_network(prefix: str, name: str, base_model: BaseModel) -> str | None:
         return f"lycoris_{bare}"
     if base_model.family is UNET and name.endswith("_conv"):
         upsampler = _UPSAMPLER.fullmatch(bare)
-        if upsampler is None or base_model.model != "SDXL":
+        if upsampler is None or base_model.models != ("SDXL",):
             return f"lora_unet_{bare}"
         # Both have attention in SDXL, which the name from diffusers does not say.
         return f"lora_unet_output_blocks_{2 + 3 * int(upsampler[1])}_2_conv"
@@ -92,6 +92,6 @@ def _of_text_encoder(prefix: str, base_model: BaseModel) -> str | None:
     match = re.fullmatch(r"text_encoder(?:_(\d))?\.(?:text_model\.)?(encoder\..+)", path)
     if match is None:
         return None
-    one_of_several = match[1] or base_model.family is not UNET or base_model.model == "SDXL"
+    one_of_several = match[1] or base_model.family is not UNET or base_model.models == ("SDXL",)
     number = (match[1] or "1") if one_of_several else ""
     return f"lora_te{number}_text_model_{match[2].replace('.', '_')}"

@@ -33,8 +33,8 @@ class Family:
             pattern's first group, if it has one, is the block's number; a second one is a part of
             the block that has a name of its own.
         models: what people call its models, if there are several.
-        model: from the layers of a network or of a LoRA to which model of the family that is; None
-            if they do not tell, or there is only one.
+        model: from the layers of a network or of a LoRA to which of these it can be; none if they
+            do not tell.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Family:
     attention: re.Pattern
     blocks: tuple[tuple[re.Pattern, str], ...]
     models: tuple[str, ...] = ()
-    model: Callable[[Shapes], str | None] = lambda shapes: None
+    model: Callable[[Shapes], tuple[str, ...]] = lambda shapes: ()
 
 
 def family_of(names: Iterable[str]) -> Family | None:
@@ -64,26 +64,32 @@ def family_of(names: Iterable[str]) -> Family | None:
 
 @dataclass(frozen=True)
 class BaseModel:
-    """What a network is, or a LoRA is for: a family, and which of its models if that is known."""
+    """What a network is, or a LoRA is for.
+
+    Attributes:
+        family: None if it is not known.
+        models: which of the family's models it can be; none if nothing tells, or there is only one.
+    """
 
     family: Family | None
-    model: str | None
+    models: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, family: Family | None, shapes: Shapes) -> BaseModel:
         """Of a network with these layers, or of a LoRA for some of them."""
-        return cls(family, family and family.model(shapes))
+        return cls(family, family.model(shapes) if family else ())
 
     def __str__(self) -> str:
-        return self.model or (self.family.name if self.family else "not recognised")
+        return " or ".join(self.models) or (self.family.name if self.family else "not recognised")
 
     def excludes(self, other: BaseModel) -> bool:
         """Whether the two are known to be different."""
         if self.family is None or other.family is None:
             return False
-        if self.family is other.family and None in (self.model, other.model):
-            return False
-        return (self.family, self.model) != (other.family, other.model)
+        if self.family is not other.family:
+            return True
+        known = bool(self.models and other.models)
+        return known and set(self.models).isdisjoint(other.models)
 
 
 def is_attention(name: str, family: Family | None) -> bool:
@@ -151,44 +157,54 @@ _TEXT_WIDTH = {
 }
 
 
-def _unet(shapes: Shapes) -> str | None:
+def _unet(shapes: Shapes) -> tuple[str, ...]:
     text = _first(shapes, r".*_attn2_to_[kv]")
-    return _TEXT_WIDTH.get(text[1]) if text else None
+    return (_TEXT_WIDTH[text[1]],) if text and text[1] in _TEXT_WIDTH else ()
 
 
-def _flux(shapes: Shapes) -> str | None:
-    """Flux.2 has one modulation for all blocks, and MLPs with a gate, which makes them wider."""
-    if _has(shapes, "distilled_guidance_layer"):
-        return "Chroma"
-    if _has(shapes, "(double|single)_stream_modulation"):
-        return "Flux.2"
-    if _has(shapes, r"(double|single)_blocks_\d+_((img|txt)_mod|modulation)|(vector|guidance)_in"):
-        return "Flux.1"
-    for layer, flux_1, flux_2 in (
-        (r"single_blocks_\d+_linear1", 7, 9),  # of Flux.2: q, k, v and twice three for the MLP
-        (r"double_blocks_\d+_(img|txt)_mlp_0", 4, 6),
+_FLUX_MODELS = ("Flux.1", "Flux.2", "Chroma")
+
+
+def _flux(shapes: Shapes) -> tuple[str, ...]:
+    """Flux.1 has a modulation in every block, Flux.2 one for all, and Chroma a network for them.
+    Flux.2's MLPs have a gate, which makes them wider."""
+    for signs, model in (
+        ("distilled_guidance_layer", "Chroma"),
+        ("(double|single)_stream_modulation", "Flux.2"),
+        (
+            r"double_blocks_\d+_(img|txt)_mod|single_blocks_\d+_modulation|vector_in|guidance_in",
+            "Flux.1",
+        ),
+    ):
+        if _has(shapes, signs):
+            return (model,)
+    for layer, wide in (
+        (r"single_blocks_\d+_linear1", 9),  # q, k, v and twice three for the MLP
+        (r"double_blocks_\d+_(img|txt)_mlp_0", 6),
     ):
         shape = _first(shapes, layer)
         if shape:
-            return {flux_1: "Flux.1", flux_2: "Flux.2"}.get(shape[0] / shape[1])
+            return ("Flux.2",) if shape[0] == wide * shape[1] else ("Flux.1", "Chroma")
     shape = _first(shapes, r"single_blocks_\d+_linear2")
     if shape:
-        return {5: "Flux.1", 4: "Flux.2"}.get(shape[1] / shape[0])
-    return "Flux.1" if _has(shapes, "single_blocks_[0-9]+_linear1/mlp") else None
+        return ("Flux.2",) if shape[1] == 4 * shape[0] else ("Flux.1", "Chroma")
+    return ()
 
 
-def _next_dit(shapes: Shapes) -> str | None:
+_NEXT_DIT_MODELS = ("Z-Image", "Lumina 2")
+
+
+def _next_dit(shapes: Shapes) -> tuple[str, ...]:
     """Z-Image modulates after no activation and has as many heads for keys as for queries."""
-    for number, name in enumerate(("Z-Image", "Lumina 2")):
+    for number, name in enumerate(_NEXT_DIT_MODELS):
         if _has(shapes, rf"(layers|noise_refiner)_\d+_adaLN_modulation_{number}"):
-            return name
-    fused = _first(shapes, r".*_attention_qkv")
+            return (name,)
+    fused, key = _first(shapes, r".*_attention_qkv"), _first(shapes, r".*_attention_qkv/k")
     if fused:
-        return "Z-Image" if fused[0] == 3 * fused[1] else "Lumina 2"
-    key = _first(shapes, r".*_attention_qkv/k")
+        return _NEXT_DIT_MODELS[:1] if fused[0] == 3 * fused[1] else _NEXT_DIT_MODELS[1:]
     if key:
-        return "Z-Image" if key[0] == key[1] else "Lumina 2"
-    return None
+        return _NEXT_DIT_MODELS[:1] if key[0] == key[1] else _NEXT_DIT_MODELS[1:]
+    return ()
 
 
 # -- the table ------------------------------------------------------------------------------------
@@ -232,7 +248,7 @@ FLUX = Family(  # backend/nn/flux.py and chroma.py: SelfAttention, SingleStreamB
         r"double_blocks_\d+_(img|txt)_attn_(qkv(/\w+)?|proj)|single_blocks_\d+_linear[12](/\w+)?"
     ),
     blocks=_blocks((r"double_blocks_", "double"), (r"single_blocks_", "single")),
-    models=("Flux.1", "Flux.2", "Chroma"),
+    models=_FLUX_MODELS,
     model=_flux,
 )
 NEXT_DIT = Family(  # backend/nn/lumina.py, JointAttention
@@ -247,7 +263,7 @@ NEXT_DIT = Family(  # backend/nn/lumina.py, JointAttention
         (r"context_refiner_(\d+)_", "context"),
         _LAYERS,
     ),
-    models=("Z-Image", "Lumina 2"),
+    models=_NEXT_DIT_MODELS,
     model=_next_dit,
 )
 KREA_2 = Family(  # backend/nn/krea.py, Attention: its output goes through a gate

@@ -53,7 +53,8 @@ HINT = "Choose a content and a style LoRA, or write", "in the prompt."
 NOT_EVERY = "Not every picture of this run has K-LoRA."
 OFF = "The K-LoRA box is not ticked: pictures do not use what is chosen here."
 
-_BASE_MODELS = [name for family in FAMILIES for name in (*family.models, family.name)]
+_NAMES = "|".join(re.escape(x) for family in FAMILIES for x in (*family.models, family.name))
+_BASE_MODEL = rf"(?:{_NAMES})(?: or (?:{_NAMES}))*"
 _VARIABLE = re.compile(
     r"“[^”]*”"  # what somebody else has named
     r"|<klora:(?!…|NAME>)[^>]*>"  # a tag as it was written, not one that explains
@@ -61,8 +62,8 @@ _VARIABLE = re.compile(
     r"|(?<=\()[0-9a-f]{12}(?=\))"  # a file's hash
     r"|(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)"
     rf"|(?:{'|'.join(map(re.escape, METHODS))}): "
-    rf"|(?<= for )(?:{'|'.join(map(re.escape, _BASE_MODELS))})(?=,)"
-    rf"|(?<=checkpoint is )(?:{'|'.join(map(re.escape, _BASE_MODELS))})(?=[,:])"
+    rf"|(?<= for ){_BASE_MODEL}(?=,)"
+    rf"|(?<=checkpoint is ){_BASE_MODEL}(?=[,:])"
     r"|; "  # not variable, but either side of it can occur alone
 )
 
