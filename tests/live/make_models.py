@@ -12,8 +12,8 @@ AUTOMATIC1111 tiny_sd15_c (other weights, with a .yaml of its own), tiny_sdxl_fu
 Forge, Neo    tiny_flux.safetensors, tiny_flux_q8_0.gguf (transformer only; they need the files
               text_encoder/tiny_clip_l, text_encoder/tiny_t5 and VAE/tiny_ae)
 Neo           tiny_zimage, tiny_qwen, tiny_chroma, tiny_flux2, tiny_anima, tiny_lumina, tiny_krea,
-              tiny_ernie, tiny_wan (transformer only; hosts.py says which text_encoder and VAE each
-              of them needs)
+              tiny_ernie, tiny_wan, tiny_wan_b (transformer only; hosts.py says which text_encoder
+              and VAE each of them needs)
 """
 
 import argparse
@@ -31,7 +31,7 @@ from pathlib import Path
 
 from hosts import HOSTS
 
-RECIPE = "2"  # raise it when a change here must remake the files
+RECIPE = "3"  # raise it when a change here must remake the files
 
 
 def main():
@@ -302,7 +302,9 @@ def make_neo(webui, data):
             name = Path(repo, component, "config.json")
             edit_json(webui / "backend" / "huggingface" / name, configs / name, **changes)
     # the same one, and not every copy of Neo has Chroma's
-    shutil.copytree(configs / FLUX / "tokenizer_2", configs / "Chroma" / "tokenizer")
+    shutil.copytree(
+        configs / FLUX / "tokenizer_2", configs / "Chroma" / "tokenizer", dirs_exist_ok=True
+    )
 
     def shapes(cls, *args, **kwargs):
         meta = torch.device("meta")
@@ -333,6 +335,7 @@ def make_neo(webui, data):
         "krea": shapes(krea.SingleStreamDiT, **KREA_DIT),
         "ernie": shapes(ernie.ErnieImageModel, **ERNIE_DIT),
         "wan": shapes(wan.WanModel, **WAN_DIT),
+        "wan_b": shapes(wan.WanModel, **WAN_DIT),  # for less noise
     }
     models = data / "models"
     for seed, (name, like) in enumerate(transformers.items(), 8):

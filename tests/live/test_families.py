@@ -1,10 +1,11 @@
 """Networks that only Forge Neo runs: their attention, in every spelling that it reads."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
-from kloras import always, checkpoint_of, choice, is_attention, tags
+from kloras import Expectation, always, checkpoint_of, choice, is_attention, recorded, tags
 from make_loras import ENCODER, PAIRS, SPELLINGS, layers_of, write
 from safetensors.torch import load_file, save_file
 from test_equivalence import STEPS, assert_every_step
@@ -128,3 +129,24 @@ def test_a_few_layers_that_fit_by_accident_are_no_plan(webui, model):
         result = webui.txt2img(prompt=tags(name, model.lora("style")))
     assert "does not fit this model: " in result.infotexts[0]
     assert result.sha == webui.txt2img().sha
+
+
+@pytest.mark.models("wan")
+@pytest.mark.parametrize("fast", [False, True])
+def test_both_experts_of_wan(webui, model, fast):
+    """One for much noise and one for little, which is the first one's refiner in the WebUI."""
+    pair, other = (model.lora("content"), model.lora("style")), "tiny_wan_b"
+    expected = []
+    for expert in (replace(model, checkpoint=other), model):
+        webui.load(expert)
+        expected.insert(0, Expectation(webui, *pair))
+    assert expected[0].base != expected[1].base
+    result, calls = recorded(
+        webui, prompt=tags(*pair), steps=STEPS, refiner_checkpoint=other, refiner_switch_at=0.5,
+        override_settings={"refiner_use_steps": True, "refiner_fast_sd": fast},
+    )  # fmt: skip
+    assert "K-LoRA error" not in result.infotexts[0]
+    assert len(calls) == STEPS
+    for i, call in enumerate(calls):
+        expected[i >= STEPS // 2].check(call, i, STEPS)
+    expected[0].check_base(recorded(webui, prompt="a cat", steps=1)[1][0])
