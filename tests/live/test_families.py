@@ -1,5 +1,6 @@
 """Networks that only Forge Neo runs: their attention, in every spelling that it reads."""
 
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -150,3 +151,16 @@ def test_both_experts_of_wan(webui, model, fast):
     for i, call in enumerate(calls):
         expected[i >= STEPS // 2].check(call, i, STEPS)
     expected[0].check_base(recorded(webui, prompt="a cat", steps=1)[1][0])
+
+
+@pytest.mark.models("zimage|qwen|chroma|flux2|anima")
+def test_the_page(webui, model, page, host):
+    pair = model.lora("content"), model.lora("style")
+    page.switch_on()
+    page.prompt.fill(tags(*pair))
+    page.part("preview").click()
+    page.wait_report("img.klora-map")
+    assert "K-LoRA: " in page.generate()
+    page.wait_report("img.klora-map")
+    assert f"Subject “{pair[0]}”, style “{pair[1]}”" in page.report.inner_text()
+    assert not [text for text in page.errors if not re.search(host.page_errors, text)]
