@@ -81,7 +81,7 @@ def random_selection(given: RuleInput) -> np.ndarray:
     """Random selection: each layer gets content with probability 1/3 at each step, else style.
 
     Numbers are drawn from numpy's ``default_rng(seed)`` step by step, within a step in the order of
-    the layers' common names. So a longer pass begins like a shorter one, and every pass and picture
+    the layers' names. So a longer pass begins like a shorter one, and every pass and picture
     gets the same choice.
     """
     return _either(np.random.default_rng(given.seed).random(given.shape) < RANDOM_CONTENT)

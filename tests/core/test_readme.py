@@ -41,6 +41,6 @@ def test_a_quoted_sentence_is_one_that_a_person_meets():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
-    quoted = re.findall(r"^\| “(?:… )?(.+?)”", README.replace("`", ""), re.MULTILINE)
+    quoted = re.findall(r"^\| “(?:… ?)?(.+?)(?: …)?”", README.replace("`", ""), re.MULTILINE)
     assert len(quoted) > 3
     assert [words for words in quoted if not any(words in sentence for sentence in said)] == []
