@@ -214,7 +214,7 @@ _PLAIN_BLOCKS = (r"blocks_(\d+)_(?:(self|cross)_attn)?", "block")
 
 CONTROLNET = Family(  # not what samples a picture: here to say so of a file that is for one
     "a ControlNet",
-    signs=re.compile(r"(lora_)?(controlnet|control_model|lllite)_"),
+    signs=re.compile(r"(lora_)?(controlnet|control_model|lllite)(_|$)|input_hint_block|zero_convs"),
     attention=re.compile("(?!)"),
     blocks=(),
 )

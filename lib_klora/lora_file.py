@@ -24,8 +24,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from .errors import KLoraError
-from .families import BaseModel, Family
-from .layer_names import common_names, is_text_encoder
+from .families import CONTROLNET, BaseModel, Family
+from .layer_names import bare_name, common_names, is_text_encoder
 
 # Endings of the keys, each with the tensor's name in this module. The longer one first where one
 # ends like another.
@@ -193,6 +193,11 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
             continue
         layers.append(replace(_layer(name, prefix, read), tensors=parts))
     if not layers and not text_encoder:
+        if any(CONTROLNET.signs.match(bare_name(key)) for key in tensors):
+            raise KLoraError(
+                f"“{name}” is for a ControlNet and changes nothing in the checkpoint: choose "
+                f"another file."
+            )
         raise KLoraError(
             f"“{name}” is no LoRA that K-LoRA can read: none of its {len(tensors)} tensors is "
             f"part of a LoRA, LoHa, LoKr or full difference. Choose another file."

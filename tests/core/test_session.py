@@ -719,6 +719,9 @@ BAD_FILES = {
     "same_count_other_shape": {  # 4 × 16 entries for a weight of 8 × 8
         key: torch.ones(4, 2) if "up" in key else torch.ones(2, 16) for key in linears(PREFIXES)
     },
+    "control_lora": {"lora_controlnet": torch.ones(1), "input_blocks.1.0.up": torch.ones(2, 2)},
+    "lllite": {"lllite_unet_input_blocks_4_1.down.0.weight": torch.ones(2, 2)},
+    "for_a_controlnet": linears([p.replace("unet", "controlnet") for p in PREFIXES]),
     "te_only": linear("lora_te_text_model_encoder_layers_0_mlp_fc1"),
 }
 
@@ -750,6 +753,8 @@ WRONG = [
     ([["kat"], ["ink"]], OFF, ["“kat”"]),
     ([["cat"], ["inc"]], OFF, ["“inc”"]),
     *[([["cat"], [name]], OFF, [name]) for name in (*BAD_FILES, "truncated", "empty")],
+    *[([["cat"], [name]], OFF, ["is for a ControlNet"]) for name in ("control_lora", "lllite")],
+    ([["cat"], ["for_a_controlnet"]], OFF, ["made for a ControlNet", "is Stable Diffusion"]),
     ([["other_family"], ["ink"]], OFF, ["other_family", "Stable Diffusion 3", "0 of its 8"]),
     ([["cat", "nan"], ["ink"]], OFF, ["<klora:cat:nan>"]),
     ([["cat", "1", "inf"], ["ink"]], OFF, ["<klora:cat:1:inf>"]),
