@@ -203,6 +203,13 @@ class Engine(CommonHost, ABC):
         patched = networks.load_lora_for_models(
             clean.unet, clean.clip, _renamed(read), 1.0, 1.0, filename=on_disk.path
         )
+        options = patched[0].model_options.get("transformer_options", {})
+        if options.get("dynamic_loras"):  # Forge Neo of early 2026 (operations_int8.py)
+            raise KLoraError(
+                "This checkpoint is stored in int8, to which this WebUI adds LoRAs in a way that "
+                "cannot change between steps: choose another checkpoint, or another way to store "
+                "it, to use K-LoRA."
+            )
         unet = self._added(patched[0], clean.unet)
         text_encoder = self._added(patched[1].patcher, clean.clip.patcher)
         # The host keeps the very tensors that it was given, so they tell which layer of the file
