@@ -15,8 +15,10 @@ from lib_klora.families import (
     QWEN_IMAGE,
     UNET,
     WAN,
+    block,
     family_of,
     is_attention,
+    network_order,
 )
 from lib_klora.layer_names import common_name, common_names, is_text_encoder
 
@@ -374,6 +376,38 @@ def test_attention_is_the_projections_and_nothing_else(table, family, sign):
     assert others
     assert all(re.search(sign, name) for name in attention)
     assert not any(re.search(sign, name) for name in others)
+
+
+@pytest.mark.parametrize(
+    ("names", "blocks"),
+    [  # in the network's order; the layers of a block in any
+        (["noise_refiner_1_attention_out", "layers_2_attention_out"], ["noise 1", "layer 2"]),
+        (["context_refiner_0_attention_qkv/q", "layers_0_attention_out"], ["context 0", "layer 0"]),
+        (["layers_2_self_attention_to_q", "layers_10_mlp_up_proj"], ["layer 2", "layer 10"]),
+        (
+            [
+                "blocks_2_self_attn_q",
+                "blocks_2_cross_attn_k",
+                "blocks_2_ffn_0",
+                "blocks_10_self_attn_o",
+            ],
+            ["self 2", "cross 2", "block 2", "self 10"],
+        ),
+        (["txtfusion_layerwise_blocks_1_attn_wq", "blocks_0_attn_gate"], ["fusion 1", "block 0"]),
+        (
+            ["transformer_blocks_9_attn_to_q", "transformer_blocks_59_img_mod_1"],
+            ["block 9", "block 59"],
+        ),
+        (["double_blocks_18_img_attn_qkv/q", "single_blocks_0_linear1"], ["double", "single"]),
+        (
+            ["input_blocks_4_1_x", "middle_block_1_x", "output_blocks_3_1_x", "some_x"],
+            ["down 4", "mid", "up 3", "other"],
+        ),
+    ],
+)
+def test_blocks_are_named_and_ordered_as_in_their_network(names, blocks):
+    assert list(map(block, names)) == blocks
+    assert sorted(reversed(names), key=network_order) == names
 
 
 def test_attention_of_an_unknown_network_is_what_says_so():
