@@ -233,7 +233,8 @@ def _print_plan(files: dict[str, LoraFile], pair: Pair, plan: Plan, gamma: str) 
     for role in ROLES:
         print(f"{role:8} {files[role].name}  {_summary(files[role])}")
     print(f"paired   {_count(len(pair.paired), 'layer')}{_of_ks(pair)}")
-    for note in (*pair.warnings, *pair.notes, *(_unread_note(files[role]) for role in ROLES)):
+    of_files = [note for file in files.values() for note in (*file.notes, _unread_note(file))]
+    for note in (*pair.warnings, *pair.notes, *of_files):
         if note:
             print(f"         {note}")
     if plan.gamma is not None:
@@ -334,6 +335,7 @@ def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         "other_layers": len(layers) - attention,
         "text_encoder_layers": file.text_encoder,
         "unread": list(file.unread),
+        "notes": list(file.notes),
     }
     if options.json:
         _write_json(options.json, record)
@@ -350,7 +352,7 @@ def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         "layers": f"{attention} attention, {others} other, {file.text_encoder} text encoder",
         "": _unread_note(file),
     }
-    for word, text in lines.items():
+    for word, text in (*lines.items(), *(("", note) for note in file.notes)):
         if text:
             print(f"{word:9}{text}")
 

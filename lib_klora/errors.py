@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+from collections.abc import Iterable
 
 import torch
 
@@ -21,9 +22,45 @@ class KLoraError(Exception):
     ``/klora/plan``, the X/Y/Z plot and the command line answer with it.
     """
 
+    def __init__(self, sentence: str) -> None:
+        super().__init__(readable(sentence))
 
-def no_such_lora(name: str) -> str:
-    """The sentence for a name that the host's list of LoRAs does not have."""
+
+def readable(sentence: str) -> str:
+    """A sentence as a person reads it, whatever it quotes: what is too long is cut, and what no
+    file or answer can hold (half of a UTF-16 pair, as JSON may have it) is a question mark."""
+    sentence = sentence.encode("utf-8", "replace").decode("utf-8")
+    for quoted in _QUOTED:
+        sentence = quoted.sub(r"\1…\2", sentence)
+    return short(sentence, _LONGEST)
+
+
+_LONG = 120
+"""Characters of a quote that are shown."""
+
+
+def short(text: str, most: int = _LONG) -> str:
+    """At most so many characters of a text."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+_LONGEST = 2000
+_QUOTED = tuple(
+    re.compile(rf"({begin}[^{end}]{{{_LONG}}})[^{end}]+({end})")
+    for begin, end in (("“", "”"), ("<klora:", ">"))
+)
+
+
+def no_such_lora(name: str, known: Iterable[str] = ()) -> str:
+    """The sentence for a name that is not in the host's list of LoRAs, which has ``known``."""
+    cut_off = next(
+        (x for x in known if x.startswith(name) and x[len(name) :][:1] in (":", ">")), ""
+    )
+    if cut_off:
+        return (
+            f"There is no LoRA “{name}”: if you mean “{cut_off}”, no tag can hold that name, so "
+            f"choose it in the K-LoRA accordion or in the API's fields content and style."
+        )
     return (
         f"There is no LoRA “{name}”: check the spelling against the Lora tab, and press Refresh "
         f"there if the file is new."

@@ -155,7 +155,7 @@ class PairLoader:
     def _find(self, tag: Tag) -> OnDisk:
         entry = self._host.find(tag.name)
         if entry is None:
-            raise KLoraError(no_such_lora(tag.name))
+            raise KLoraError(no_such_lora(tag.name, self._host.lora_names()))
         return entry
 
     def _evict_others(self, pairs: int, wanted: set) -> None:
@@ -231,7 +231,7 @@ def _fit(
     of_scope = sum(layers == "all" or is_attention(name, network.family) for name in fitting)
     if len(missing) > len(fitting) or len(in_scope) > of_scope:
         raise KLoraError(_sentence_of_misfit(file, missing, len(fitting), network))
-    notes = []
+    notes = list(file.notes)
     if file.base_model.excludes(network.base_model):
         notes.append(
             f"“{file.name}” was made for {file.base_model}, and the checkpoint is "

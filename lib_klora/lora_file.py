@@ -18,7 +18,8 @@ count in the scores.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -32,8 +33,6 @@ from .layer_names import bare_name, common_names, is_text_encoder
 _ENDINGS = {
     ".lora_linear_layer.down.weight": "down",
     ".lora_linear_layer.up.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
     ".lora_mid.weight": "mid",
@@ -64,6 +63,19 @@ _ENDINGS = {
     ".b_norm": "bias",
     ".alpha": "alpha",
     ".dora_scale": "dora_scale",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_magnitude_vector.default.weight": "magnitude",
+}
+_NAMED = re.compile(r"(.+)\.lora_([AB])\.([^.]+)\.weight")
+"""As PEFT saves an adapter under its name; “default” is what it is called if nobody names it."""
+# Beginnings of a key's last part, of types that WebUIs apply and K-LoRA cannot compare.
+_OTHER_TYPES = {
+    "oft_": "OFT",
+    "boft_": "BOFT",
+    "a1.": "GLoRA",
+    "a2.": "GLoRA",
+    "on_input": "IA³",
 }
 
 
@@ -146,6 +158,7 @@ class LoraFile:
         text_encoder: number of text encoder layers (they are applied, never compared).
         unread: key prefixes whose type this module cannot compare.
         family: of the network that it is for, as far as its names tell.
+        notes: sentences on what is odd about it.
     """
 
     name: str
@@ -153,6 +166,7 @@ class LoraFile:
     text_encoder: int
     unread: tuple[str, ...]
     family: Family | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def base_model(self) -> BaseModel:
@@ -163,20 +177,16 @@ class LoraFile:
 def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
     """The layers of a file from its tensors.
 
-    Raises KLoraError if nothing in it is a LoRA, if factors are missing or do not fit together,
-    if a rank is zero, or if a number is complex or not finite.
+    Raises KLoraError if nothing in it is a LoRA, if factors are missing or do not fit together, if
+    no layer can be applied, or if a number is complex or not finite.
     """
-    groups: dict[str, dict[str, str]] = {}
-    unknown: list[str] = []
-    for key in tensors:
-        prefix, part = split_key(key)
-        if part is None:
-            unknown.append(key)
-        else:
-            groups.setdefault(prefix, {})[part] = key
+    groups, unknown = _grouped(tensors)
+    _require_one_adapter(name, tensors)
+    odd = _Oddities(name)
+    odd.unused = sorted(key for key in unknown if _belongs_to(key, groups))
+    unread = list({_prefix_of_unknown(key) for key in set(unknown).difference(odd.unused)})
     layers: list[Layer] = []
     text_encoder = 0
-    unread = list({_prefix_of_unknown(key) for key in unknown} - groups.keys())
     for prefix, keys in groups.items():
         if keys.keys() <= NOT_IN_DELTA:
             unread.append(prefix)
@@ -191,30 +201,36 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
         if is_text_encoder(prefix):
             text_encoder += 1
             continue
-        layers.append(replace(_layer(name, prefix, read), tensors=parts))
+        layer = _layer(name, prefix, read)
+        if layer is None:
+            odd.rank_zero.append(prefix)
+        elif not _fits_dora_scale(layer.shape, read.get("dora_scale")):
+            odd.dora_scale.append((layer, tuple(read["dora_scale"].shape)))
+        else:
+            if "magnitude" in keys:
+                odd.magnitude.append(keys["magnitude"])
+            if abs(layer.scale) > _HUGE:
+                odd.alpha.append((layer, read["alpha"].item()))
+            layers.append(replace(layer, tensors=parts))
     if not layers and not text_encoder:
-        if any(CONTROLNET.signs.match(bare_name(key)) for key in tensors):
-            raise KLoraError(
-                f"“{name}” is for a ControlNet and changes nothing in the checkpoint: choose "
-                f"another file."
-            )
-        raise KLoraError(
-            f"“{name}” is no LoRA that K-LoRA can read: none of its {len(tensors)} tensors is "
-            f"part of a LoRA, LoHa, LoKr or full difference. Choose another file."
-        )
+        raise KLoraError(_sentence_of_no_lora(name, tensors, odd))
     unread = sorted(
         prefix for prefix in unread if not is_text_encoder(prefix) and prefix != "bundle_emb"
     )
     family, names = common_names(layer.prefix for layer in layers)
     named = (replace(layer, name=names[layer.prefix]) for layer in layers)
-    return LoraFile(name, {x.name: x for x in named}, text_encoder, tuple(unread), family)
+    return LoraFile(
+        name, {x.name: x for x in named}, text_encoder, tuple(unread), family, odd.notes()
+    )
 
 
-NOT_IN_DELTA = {"alpha", "dora_scale", "bias"}
+NOT_IN_DELTA = {"alpha", "dora_scale", "magnitude", "bias"}
 """Tensors that are no part of ΔW."""
 _RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
 """Tensors with as many rows as the layer's rank. A LoKr may decompose both factors: like both
 hosts, take the second one's rank then."""
+_HUGE = 1e4
+"""A scale that no trainer means. Full LoKr writes an alpha of 1e10 for “none” (LyCORIS)."""
 _PIECE = 2**17
 """Entries that are looked at while a file is read, at a time."""
 _NO_TENSORS: Mapping[str, torch.Tensor] = {}
@@ -237,18 +253,146 @@ class _Parts(Mapping[str, torch.Tensor]):
         return len(self.key_of)
 
 
+def _grouped(keys: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Prefix → name of a tensor here → its key, and the keys that are none of these."""
+    groups: dict[str, dict[str, str]] = {}
+    unknown: list[str] = []
+    for key in keys:
+        prefix, part = split_key(key)
+        if part is None:
+            unknown.append(key)
+        else:
+            groups.setdefault(prefix, {})[part] = key
+    return groups, unknown
+
+
 def split_key(key: str) -> tuple[str, str | None]:
     """A key of a file → the layer's prefix and the tensor's name here, None for an unknown one."""
     for ending, part in _ENDINGS.items():
         if key.endswith(ending):
             return key[: -len(ending)], part
+    named = _NAMED.fullmatch(key)
+    if named:
+        return named[1], {"A": "down", "B": "up"}[named[2]]
     return key, None
+
+
+def _require_one_adapter(name: str, keys: Iterable[str]) -> None:
+    adapters = {match[3] for match in map(_NAMED.fullmatch, keys) if match}
+    if len(adapters) > 1:
+        raise KLoraError(
+            f"“{name}” holds several adapters ({', '.join(f'“{x}”' for x in sorted(adapters))}): "
+            f"save one of them as a file of its own, or choose another file."
+        )
+
+
+def _belongs_to(key: str, groups: Mapping[str, object]) -> bool:
+    """Whether an unknown tensor is a part of a layer that is read without it."""
+    while "." in key:
+        key = key.rpartition(".")[0]
+        if key in groups:
+            return True
+    return False
 
 
 def _prefix_of_unknown(key: str) -> str:
     if key.startswith("bundle_emb."):
         return "bundle_emb"
     return key.rsplit(".", 2)[0] if key.endswith(".weight") else key.rsplit(".", 1)[0]
+
+
+def _fits_dora_scale(shape: tuple[int, ...], dora_scale: torch.Tensor | None) -> bool:
+    """Whether a WebUI can multiply a weight of this shape by it, row by row or column by column."""
+    if dora_scale is None:
+        return True
+    rows, columns, *kernel = shape if len(shape) > 1 else (*shape, 1)
+    ones = (1,) * len(kernel)
+    return tuple(dora_scale.shape) in {
+        (columns,), (rows, 1), (1, columns), (rows, 1, *ones), (1, columns, *ones),
+    }  # fmt: skip
+
+
+@dataclass
+class _Oddities:
+    """What is odd about a file, as it is found."""
+
+    file: str
+    rank_zero: list[str] = field(default_factory=list)
+    """Prefixes."""
+    dora_scale: list[tuple[Layer, tuple[int, ...]]] = field(default_factory=list)
+    """Layers that it does not fit, with its shape."""
+    alpha: list[tuple[Layer, float]] = field(default_factory=list)
+    magnitude: list[str] = field(default_factory=list)
+    """Keys."""
+    unused: list[str] = field(default_factory=list)
+    """Keys."""
+
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each kind that there is."""
+        notes = []
+        if self.rank_zero:
+            layers = _so_many(self.rank_zero, self.file, self.rank_zero[0])
+            notes.append(f"{layers} {_have(self.rank_zero)} rank zero: left out.")
+        if self.dora_scale:
+            layer, shape = self.dora_scale[0]
+            layers = _so_many(self.dora_scale, self.file, layer.prefix)
+            notes.append(
+                f"{layers} {_have(self.dora_scale)} a dora_scale of shape ({_times(shape)}), which "
+                f"does not fit a weight of {_times(layer.shape)}: left out."
+            )
+        if self.alpha:
+            layer, alpha = self.alpha[0]
+            notes.append(
+                f"{_so_many(self.alpha, self.file, layer.prefix)} {_have(self.alpha)} alpha "
+                f"{alpha:g} at rank {layer.rank}, which makes ΔW {layer.scale:g} times as large: "
+                f"if the picture is spoilt, choose another file."
+            )
+        if self.magnitude:
+            notes.append(
+                f"“{self.file}” is a DoRA as PEFT saves it: its magnitudes (such as "
+                f"{self.magnitude[0]}) are not applied, by <lora:…> neither."
+            )
+        if self.unused:
+            notes.append(
+                f"{len(self.unused)} tensors of “{self.file}” (such as {self.unused[0]}) are not "
+                f"used: the layers are applied without them, as by <lora:…>."
+            )
+        return tuple(notes)
+
+
+def _so_many(layers: Sized, file: str, such_as: str) -> str:
+    return f"{len(layers)} layer{'s' * (len(layers) > 1)} of “{file}” (such as {such_as})"
+
+
+def _have(layers: Sized) -> str:
+    return "have" if len(layers) > 1 else "has"
+
+
+def _times(shape: Iterable[int]) -> str:
+    return " × ".join(map(str, shape))
+
+
+def _sentence_of_no_lora(name: str, keys: Collection[str], odd: _Oddities) -> str:
+    """Why a file has no layer that could be used."""
+    notes = odd.notes()
+    if odd.rank_zero or odd.dora_scale:
+        return f"“{name}” has no layer that can be applied: {notes[0]} Choose another file."
+    if any(CONTROLNET.signs.match(bare_name(key)) for key in keys):
+        return (
+            f"“{name}” is for a ControlNet and changes nothing in the checkpoint: choose another "
+            f"file."
+        )
+    for key in keys:
+        for ending, kind in _OTHER_TYPES.items():
+            if f".{ending}" in key:
+                return (
+                    f"“{name}” is of the type {kind}, whose layers K-LoRA cannot compare: use it "
+                    f"as <lora:…>, or choose another file."
+                )
+    return (
+        f"“{name}” is no LoRA that K-LoRA can read: none of its {len(keys)} tensors is part of a "
+        f"LoRA, LoHa, LoKr or full difference. Choose another file."
+    )
 
 
 def _require_finite(name: str, prefix: str, parts: Mapping[str, torch.Tensor]) -> None:
@@ -275,13 +419,14 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return math.isfinite(tensor.float().sum(dtype=torch.float64).item())
 
 
-def _layer(name: str, prefix: str, parts: Mapping[str, torch.Tensor]) -> Layer:
+def _layer(name: str, prefix: str, parts: Mapping[str, torch.Tensor]) -> Layer | None:
+    """None if its rank is zero."""
+
     def wrong(reason: str) -> KLoraError:
         return KLoraError(f"“{name}” is damaged: layer {prefix} {reason}. Choose another file.")
 
-    for part, tensor in parts.items():
-        if tensor.numel() == 0:
-            raise wrong(f"has rank zero ({part} has no entries)")
+    if any(tensor.numel() == 0 for tensor in parts.values()):
+        return None
     kind = _kind(parts)
     if kind is None:
         raise wrong(f"is incomplete, it has only {', '.join(sorted(parts))}")
@@ -304,7 +449,7 @@ def _kind(parts: Mapping[str, torch.Tensor]) -> str | None:
         return factor in parts or {f"{factor}_a", f"{factor}_b"} <= parts.keys()
 
     if {"up", "down"} <= parts.keys():
-        return "DoRA" if "dora_scale" in parts else "LoRA"
+        return "LoRA" if parts.keys().isdisjoint(("dora_scale", "magnitude")) else "DoRA"
     if has("hada_w1") and has("hada_w2"):
         return "LoHa"
     if has("lokr_w1") and has("lokr_w2"):

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from . import klora
-from .errors import KLoraError
+from .errors import KLoraError, short
 from .methods import METHODS
 
 
@@ -289,10 +289,8 @@ def from_fields(values: Mapping[str, Any]) -> Settings:
     """
     unknown = [name for name in values if name not in BY_NAME]
     if unknown:
-        raise KLoraError(
-            f"K-LoRA has no field {', '.join(f'“{name}”' for name in unknown)}: "
-            f"the fields are {', '.join(BY_NAME)}."
-        )
+        named = ", ".join(f"“{name}”" for name in unknown[:5]) + " …" * (len(unknown) > 5)
+        raise KLoraError(f"K-LoRA has no field {named}: the fields are {', '.join(BY_NAME)}.")
     return Settings(**values)
 
 
@@ -315,7 +313,7 @@ def checked(field: Field, value: Any) -> Any:
     written = value
 
     def wrong(allowed: str) -> KLoraError:
-        return KLoraError(f"{field.name} is {written!r}: it must be {allowed}.")
+        return KLoraError(f"{field.name} is {short(repr(written))}: it must be {allowed}.")
 
     if field.choices:
         if value not in field.choices:

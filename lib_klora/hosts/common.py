@@ -30,7 +30,10 @@ class CommonHost:
 
     def find(self, name: str) -> OnDisk | None:
         """File stem or alias, as in the host's ``load_networks``; an alias that several files
-        share counts only as a file stem. Looks at the folder again if the name is unknown."""
+        share counts only as a file stem. Looks at the folder again if the name is unknown.
+
+        Raises KLoraError for such an alias.
+        """
 
         def look_up():
             if name.lower() in networks.forbidden_network_aliases:
@@ -42,6 +45,12 @@ class CommonHost:
             networks.list_available_networks()
             entry = look_up()
         if entry is None or not os.path.exists(entry.filename):
+            same = [x for x, e in networks.available_networks.items() if _alias(e) == name.lower()]
+            if len(same) > 1:
+                raise KLoraError(
+                    f"{len(same)} LoRAs have the alias “{name}”: write the name of one of them, "
+                    f"{' or '.join(f'“{x}”' for x in sorted(same))}."
+                )
             return None
         status = os.stat(entry.filename)
         version = (entry.filename, status.st_mtime_ns, status.st_size)
@@ -95,6 +104,11 @@ class CommonHost:
                 "The comparison of the two LoRAs was interrupted: generate again and it goes on "
                 "where it stopped."
             )
+
+
+def _alias(entry: Any) -> str:
+    """Of a file in the host's list: what its trainer called it."""
+    return str(getattr(entry, "alias", "")).lower()
 
 
 def names_in(layer: LayerPair, role: str) -> list[str]:

@@ -7,13 +7,15 @@ from secrets import compare_digest
 from typing import Any
 
 import torch
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
 from modules.call_queue import queue_lock
 from pydantic import BaseModel, Field
 
-from ..errors import KLoraError
+from ..errors import KLoraError, readable
 from ..plot import content_share, describe, style_share
 from ..settings import from_fields
 
@@ -67,17 +69,17 @@ def add_api(network: Any, app: FastAPI) -> None:
     """Adds the routes if the host's API is on."""
     if not (shared.cmd_opts.api or shared.cmd_opts.nowebui):
         return
-    guard = [Depends(_guard(app))]
+    router = APIRouter(route_class=_Route, dependencies=[Depends(_guard(app))])
 
-    @app.get(
-        "/klora/loras", dependencies=guard, response_model=list[LoraName], tags=["K-LoRA"],
+    @router.get(
+        "/klora/loras", response_model=list[LoraName], tags=["K-LoRA"],
         summary="The LoRAs that K-LoRA can use",
     )  # fmt: skip
     def loras():
         return [{"name": name} for name in network.lora_names()]
 
-    @app.post(
-        "/klora/plan", dependencies=guard, response_model=PlanAnswer, tags=["K-LoRA"],
+    @router.post(
+        "/klora/plan", response_model=PlanAnswer, tags=["K-LoRA"],
         summary="Which LoRA each layer would get in each step, without a generation",
     )  # fmt: skip
     def plan(request: PlanRequest):
@@ -86,9 +88,38 @@ def add_api(network: Any, app: FastAPI) -> None:
         except KLoraError as error:
             raise HTTPException(status_code=422, detail=str(error)) from error
 
+    app.include_router(router)
+
+
+class _Route(APIRoute):
+    """Says in words what is wrong with a request. FastAPI's own answer has what was sent in it, and
+    fails for what no JSON can hold: NaN, infinity, half of a UTF-16 pair."""
+
+    def get_route_handler(self):
+        handle = super().get_route_handler()
+
+        async def handle_or_say(request: Request):
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                found = (
+                    f"{'.'.join(map(str, part['loc'][1:]))}: {part['msg']}"
+                    for part in error.errors()
+                )
+                sentence = readable(f"The request is not as in /docs: {'; '.join(found)}.")
+                raise HTTPException(status_code=422, detail=sentence) from error
+
+        return handle_or_say
+
 
 def _plan(network: Any, request: PlanRequest) -> dict[str, Any]:
     named = {"content": request.content, "style": request.style}
+    for role, name in named.items():
+        if request.settings.get(role, name) != name:
+            raise KLoraError(
+                f"The {role} LoRA is “{name}” in the request and “{request.settings[role]}” in its "
+                f"settings: leave it out of the settings."
+            )
     settings = from_fields({**request.settings, **named})
     with queue_lock, torch.no_grad():
         # Nobody can interrupt it, and what the last generation's Interrupt left does not count.

@@ -348,6 +348,99 @@ class TestWholeFile:
         assert (light.name, light.rank, light.shape, light.kind) == (NAME, 4, (8, 8), "LoRA")
 
 
+K = Q.replace("to_q", "to_k")
+
+
+class TestOddFiles:
+    """What people have: the layers that can be applied are, and the rest is told."""
+
+    def parse(self, *tensors):
+        return parse_lora("x", {key: y for part in tensors for key, y in part.items()})
+
+    def test_a_layer_of_rank_zero_is_left_out(self):
+        file = self.parse(linear(Q), linear(K, rank=0))
+        assert [layer.prefix for layer in file.layers.values()] == [Q]
+        assert file.notes == (f"1 layer of “x” (such as {K}) has rank zero: left out.",)
+
+    def test_nothing_but_rank_zero_is_an_error(self):
+        with pytest.raises(KLoraError, match=r"no layer that can be applied: 2 .* have rank"):
+            self.parse(linear(Q, rank=0), linear(K, rank=0))
+
+    @pytest.mark.parametrize("shape", [(6, 1), (1, 4), (4,)])
+    def test_a_dora_scale_by_row_or_by_column(self, shape):
+        tensors = {f"{Q}.lora_up.weight": randn(6, 2), f"{Q}.lora_down.weight": randn(2, 4)}
+        file = self.parse(tensors, {f"{Q}.dora_scale": torch.ones(shape)})
+        assert not file.notes
+        assert file.layers[NAME].kind == "DoRA"
+
+    @pytest.mark.parametrize("shape", [(), (6,), (7,), (4, 1), (1, 6), (6, 4), (1, 1, 4)])
+    def test_a_dora_scale_that_fits_no_weight_costs_its_layer(self, shape):
+        tensors = {f"{Q}.lora_up.weight": randn(6, 2), f"{Q}.lora_down.weight": randn(2, 4)}
+        scale = {f"{Q}.dora_scale": torch.ones(shape)}
+        file = self.parse(tensors, scale, linear(K))
+        assert [layer.prefix for layer in file.layers.values()] == [K]
+        (note,) = file.notes
+        assert f"“x” (such as {Q})" in note
+        assert f"shape ({' × '.join(map(str, shape))})" in note
+        assert "6 × 4" in note
+        with pytest.raises(KLoraError, match="dora_scale"):
+            self.parse(tensors, scale)
+
+    @pytest.mark.parametrize("ones", [(1, 1), ()])
+    def test_a_dora_scale_of_a_conv_layer(self, ones):
+        tensors = {
+            f"{CONV}.lora_up.weight": randn(6, 2, 1, 1),
+            f"{CONV}.lora_down.weight": randn(2, 4, 3, 3),
+            f"{CONV}.dora_scale": torch.ones(1, 4, *ones),
+        }
+        assert not self.parse(tensors).notes
+
+    @pytest.mark.parametrize("ending", ["", ".weight", ".default.weight"])
+    def test_magnitudes_of_peft(self, ending):
+        file = self.parse(linear(Q), {f"{Q}.lora_magnitude_vector{ending}": torch.ones(8)})
+        assert file.layers[NAME].kind == "DoRA"
+        (note,) = file.notes
+        assert "magnitudes (such as" in note
+        assert not file.unread
+
+    def test_scaled_fp8(self):
+        scales = {f"{Q}.lora_{x}.scale_weight": torch.ones(1) for x in ("up", "down")}
+        file = self.parse(linear(Q), scales)
+        assert not file.unread
+        (note,) = file.notes
+        assert note.startswith(f"2 tensors of “x” (such as {Q}.lora_down.scale_weight)")
+
+    def test_an_alpha_that_no_trainer_means(self):
+        file = self.parse(linear(Q, rank=4, alpha=9999220736), linear(K, rank=4, alpha=64))
+        (note,) = file.notes
+        assert f"1 layer of “x” (such as {Q}) has alpha 9.99922e+09 at rank 4" in note
+        assert "2.49981e+09 times" in note
+
+    @pytest.mark.parametrize("adapter", ["default", "default_0", "sks"])
+    def test_a_named_adapter(self, adapter):
+        tensors = {
+            f"{Q}.lora_A.{adapter}.weight": randn(2, 8),
+            f"{Q}.lora_B.{adapter}.weight": randn(8, 2),
+        }
+        assert self.parse(tensors).layers[NAME].kind == "LoRA"
+        with pytest.raises(KLoraError, match=f"several adapters .*“{adapter}”.* a file of its own"):
+            self.parse(tensors, {f"{K}.lora_A.other.weight": randn(2, 8)})
+
+    @pytest.mark.parametrize(
+        ("ending", "kind"),
+        [
+            ("oft_blocks", "OFT"),
+            ("oft_diag", "OFT"),
+            ("boft_R", "BOFT"),
+            ("a1.weight", "GLoRA"),
+            ("on_input", "IA³"),
+        ],
+    )
+    def test_a_type_that_cannot_be_compared_is_named(self, ending, kind):
+        with pytest.raises(KLoraError, match=f"“x” is of the type {kind}, .*<lora:…>"):
+            self.parse({f"{Q}.{ending}": torch.ones(2, 2)})
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float64", "float8_e4m3fn"])
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' VmHWM")
 def test_a_large_tensor_is_not_copied(dtype):

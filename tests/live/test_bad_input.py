@@ -30,6 +30,8 @@ PROMPTS = {
     "a truncated file": ("a cat <klora:bad_truncated> <klora:sd15_style>", "bad_truncated"),
     "a file that is no LoRA": ("a cat <klora:sd15_content> <klora:bad_not_a_lora>", "not_a_lora"),
     "an empty file": ("a cat <klora:bad_empty> <klora:sd15_style>", "bad_empty"),
+    "a name of a megabyte": (f"a cat <klora:{'x' * 10**6}> <klora:sd15_style>", "no LoRA"),
+    "magnitudes that fit no weight": ("a cat <klora:odd_dora> <klora:sd15_style>", "odd_dora"),
     "another model's file": ("a cat <klora:sdxl_content> <klora:sd15_style>", "sdxl_content"),
 }
 FIELDS = {
@@ -48,6 +50,9 @@ FIELDS = {
     "layers as a list": (dict(GOOD, layers=["attention"]), "layers"),
     "text_encoder as a number": (dict(GOOD, text_encoder=1), "text_encoder"),
     "enabled as text": (dict(GOOD, enabled="yes"), "enabled"),
+    "half of a UTF-16 pair": (dict(GOOD, content="\ud800"), "no LoRA"),
+    "a field called so": ({**GOOD, "\ud800": 1}, "no field"),
+    "10 000 fields": ({**GOOD, **{f"f{i}": 1 for i in range(10_000)}}, "the fields are"),
     "a weight that is NaN": (dict(GOOD, content_weight=math.nan), "content_weight"),
     "a name that is a number": (dict(GOOD, content=3), "content"),
     "S* with alpha 0": (dict(GOOD, scale="S*", alpha=0), "alpha"),
@@ -101,6 +106,69 @@ def test_in_the_prompt(webui, what):
 def test_in_the_fields(webui, what):
     fields, word = FIELDS[what]
     assert_one_sentence(webui, webui.txt2img(), word, alwayson_scripts=script(**fields))
+
+
+def write_odd_files(loras):
+    """Files with a part that cannot be applied."""
+    good = load_file(loras / f"{PAIR[0]}.safetensors")
+    ups = [key for key in good if key.endswith(".lora_up.weight")]
+    scales = {key.replace("lora_up.weight", "dora_scale"): torch.ones(7) for key in ups}
+    save_file({**good, **scales}, loras / "odd_dora.safetensors")
+    one = next(iter(scales))
+    save_file({**good, one: scales[one]}, loras / "odd_dora_in_one_layer.safetensors")
+    first = ups[0].removesuffix("lora_up.weight")
+    rank_zero = {
+        f"{first}lora_up.weight": good[ups[0]][:, :0].contiguous(),
+        f"{first}lora_down.weight": good[f"{first}lora_down.weight"][:0].contiguous(),
+    }
+    save_file({**good, **rank_zero}, loras / "odd_rank_zero.safetensors")
+    magnitudes = {
+        key.replace("lora_up.weight", "lora_magnitude_vector"): torch.ones(1) for key in ups[:5]
+    }
+    save_file({**good, **magnitudes}, loras / "odd_magnitudes.safetensors")
+    fp8 = {key.replace("weight", "scale_weight"): torch.ones(1) for key in ups[:5]}
+    save_file({**good, **fp8}, loras / "odd_scaled.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def odd_files(webui, once=set()):  # noqa: B006 - kept for the module, per server
+    if webui.loras not in once:
+        once.add(webui.loras)
+        write_odd_files(webui.loras)
+        webui.refresh_loras()
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("odd_dora_in_one_layer", "1 layer of “odd_dora_in_one_layer” (such as"),
+        ("odd_rank_zero", "has rank zero: left out"),
+        ("odd_magnitudes", "is a DoRA as PEFT saves it: its magnitudes (such as"),
+        ("odd_scaled", "5 tensors of “odd_scaled” (such as"),
+    ],
+)
+def test_what_cannot_be_applied_is_left_out_and_said(webui, name, note):
+    mark = webui.mark()
+    result = webui.txt2img(prompt=tags(name, PAIR[1]))
+    assert "K-LoRA error" not in result.infotexts[0]
+    assert note in webui.log_since(mark)
+    assert not webui.txt2img().error
+
+
+def test_an_alias_of_two_files_is_told_with_their_names(webui):
+    paths = [webui.loras / f"alias_{i}.safetensors" for i in range(2)]
+    for path in paths:
+        tensors = load_file(webui.loras / f"{PAIR[0]}.safetensors")
+        save_file(tensors, path, {"ss_output_name": "SharedAlias"})
+    webui.refresh_loras()
+    try:
+        result = webui.txt2img(prompt=tags("SharedAlias", PAIR[1]))
+        assert "2 LoRAs have the alias “SharedAlias”" in result.infotexts[0]
+        assert "“alias_0” or “alias_1”" in result.infotexts[0]
+    finally:
+        for path in paths:
+            path.unlink()
+        webui.refresh_loras()
 
 
 def test_in_the_positional_list(webui):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -73,6 +74,13 @@ def test_a_plan_changes_nothing(webui):
         ({**REQUEST, "alpha": 1}, 422, "alpha"),  # it belongs into "settings"
         ({**REQUEST, "style": "sdxl_style"}, 422, "does not fit"),
         ({**REQUEST, "steps": 0}, 422, "steps"),
+        ({**REQUEST, "steps": math.inf}, 422, "steps"),
+        ({**REQUEST, "t0": math.nan}, 422, "t0"),
+        ({**REQUEST, "t0": math.inf}, 422, "t0"),
+        ({**REQUEST, "content": "\ud800"}, 422, "no LoRA"),
+        ({**REQUEST, "\ud800": 1}, 422, "not as in /docs"),
+        ({**REQUEST, "settings": {"\ud800": 1}}, 422, "no field"),
+        ({**REQUEST, "settings": {"content": "sd15_other"}}, 422, "leave it out of the settings"),
         ({"content": PAIR[0]}, 422, "style"),
     ],
 )
