@@ -154,6 +154,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("file", type=_path, help="a .safetensors file")
     convert.add_argument("out", type=_path, help="the new .safetensors file")
+    convert.add_argument(
+        "--only-layers",
+        action="store_true",
+        help="leave out what is no part of a layer, such as embeddings in the file",
+    )
     convert.set_defaults(run=_convert)
     return parser
 
@@ -385,19 +390,22 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     _require_file(options.file)
     tensors = read_safetensors(options.file)
     new = convert(os.path.basename(options.file), tensors)
+    left_out = new.unplaced if options.only_layers else ()
+    key_of = {key: old for key, old in new.key_of.items() if old not in left_out}
     with safe_open(options.file, "pt") as file:
         metadata = file.metadata()
     try:
-        save_file({key: tensors[old] for key, old in new.key_of.items()}, options.out, metadata)
+        save_file({key: tensors[old] for key, old in key_of.items()}, options.out, metadata)
     except (OSError, SafetensorError) as error:
         raise KLoraError(
             f"“{options.out}” cannot be written ({error}): give another name."
         ) from error
-    print(f"{options.out}: {_count(len(new.key_of), 'tensor')}, made for {new.base_model}")
+    print(f"{options.out}: {_count(len(key_of), 'tensor')}, made for {new.base_model}")
     if new.unplaced:
+        what = "left out" if left_out else "under the old name, because the place is not known"
         print(
-            f"{_count(len(new.unplaced), 'tensor')} kept the old name, because the place is not "
-            f"known: {', '.join(new.unplaced[:5])}{' …' * (len(new.unplaced) > 5)}"
+            f"{_count(len(new.unplaced), 'tensor')} {what}: {', '.join(new.unplaced[:5])}"
+            f"{' …' * (len(new.unplaced) > 5)}"
         )
 
 

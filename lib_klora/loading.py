@@ -7,6 +7,7 @@ LoRAs: what the latest pair needs, and nothing of a checkpoint that is no longer
 from __future__ import annotations
 
 import os
+import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -255,6 +256,10 @@ def _has_shape(layer: Layer, shape: tuple[int, ...] | None) -> bool:
     )
 
 
+_READ_BY_ALL = re.compile("lora_unet_(?!_|unet_)")
+"""The beginning of names that every WebUI reads."""
+
+
 def _sentence_of_misfit(
     file: LoraFile, missing: Sequence[Layer], fitting: int, network: _Network
 ) -> str:
@@ -262,6 +267,13 @@ def _sentence_of_misfit(
     of_all = f"{fitting} of its {fitting + len(missing)} layers"
     unread = [layer for layer in missing if _has_shape(layer, network.layers.get(layer.name))]
     if len(unread) > len(missing) / 2:
+        if file.others and all(_READ_BY_ALL.match(layer.prefix) for layer in unread):
+            return (
+                f"“{file.name}” is for this model, but this WebUI drops the whole file for the "
+                f"{len(file.others)} tensors in it that are no part of a layer (such as "
+                f"{file.others[0]}). Write it anew without them: “python -m lib_klora convert "
+                f"--only-layers FILE OUT” in the extension's folder, or choose another file."
+            )
         return (
             f"“{file.name}” is for this model, but its layer names are in a spelling that this "
             f"WebUI does not read (such as {unread[0].prefix}, {of_all} are read). Write it anew: "

@@ -159,6 +159,7 @@ class LoraFile:
         unread: key prefixes whose type this module cannot compare.
         family: of the network that it is for, as far as its names tell.
         notes: sentences on what is odd about it.
+        others: the keys of tensors that are no part of a layer as this module reads it.
     """
 
     name: str
@@ -167,6 +168,7 @@ class LoraFile:
     unread: tuple[str, ...]
     family: Family | None = None
     notes: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def base_model(self) -> BaseModel:
@@ -220,7 +222,13 @@ def parse_lora(name: str, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
     family, names = common_names(layer.prefix for layer in layers)
     named = (replace(layer, name=names[layer.prefix]) for layer in layers)
     return LoraFile(
-        name, {x.name: x for x in named}, text_encoder, tuple(unread), family, odd.notes()
+        name,
+        {x.name: x for x in named},
+        text_encoder,
+        tuple(unread),
+        family,
+        odd.notes(),
+        tuple(unknown),
     )
 
 

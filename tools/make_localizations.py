@@ -79,6 +79,16 @@ SENTENCES = (
     "“x” is for this model, but its layer names are in a spelling that this WebUI does not read "
     "(such as y, 0 of its 3 layers are read). Write it anew: “python -m lib_klora convert FILE "
     "OUT” in the extension's folder, or choose another file.",
+    "“x” is for this model, but this WebUI drops the whole file for the 2 tensors in it that are "
+    "no part of a layer (such as y). Write it anew without them: “python -m lib_klora convert "
+    "--only-layers FILE OUT” in the extension's folder, or choose another file.",
+    "1 layer of “x” (such as y) has rank zero: left out.",
+    "2 layers of “x” (such as y) have rank zero: left out.",
+    "“x” is a DoRA as PEFT saves it: its magnitudes (such as y) are not applied, by <lora:…> "
+    "neither.",
+    "2 tensors of “x” (such as y) are not used: the layers are applied without them, as by "
+    "<lora:…>.",
+    "2 LoRAs have the alias “x”: write the name of one of them, “y” or “z”.",
     "“x” and “y” have no layer in common, so there is nothing to choose: both are applied all the "
     "time.",
     "K-LoRA does not know this network: the 4 layers with attention in their names were taken to "
@@ -489,6 +499,39 @@ TRANSLATIONS = {
         "没有共有的层，因此无可选择：两者始终都会应用。",
         "に共通の層がないので選ぶものがなく、どちらも常に適用されます。",
     ),
+    "is for this model, but this WebUI drops the whole file for the": (
+        "适用于此模型，但此 WebUI 会因其中的",
+        "はこのモデル用ですが、この WebUI は次の数のテンソルのためファイル全体を無視します：",
+    ),
+    "tensors in it that are no part of a layer (such as": (
+        "个不属于任何层的张量而忽略整个文件（例如",
+        "（どの層にも属さないもの、例：",
+    ),
+    "). Write it anew without them:": (
+        "）。请去掉它们并重新写出：",
+        "）。それらを除いて書き直すか：",
+    ),
+    ") has rank zero: left out.": ("）的秩为零，已略过。", "）はランクが 0 のため省きました。"),
+    ") have rank zero: left out.": ("）的秩为零，已略过。", "）はランクが 0 のため省きました。"),
+    "is a DoRA as PEFT saves it: its magnitudes (such as": (
+        "是 PEFT 保存的 DoRA：其 magnitude（例如",
+        "は PEFT が保存した DoRA です：その magnitude（例：",
+    ),
+    ") are not applied, by <lora:…> neither.": (
+        "）不会被应用，<lora:…> 也不会应用。",
+        "）は適用されません。<lora:…> でも同じです。",
+    ),
+    "tensors of": ("个张量属于", "個のテンソル："),
+    ") are not used: the layers are applied without them, as by <lora:…>.": (
+        "）未被使用：各层在没有它们的情况下应用，与 <lora:…> 相同。",
+        "）は使われません：<lora:…> と同じく、それらなしで層が適用されます。",
+    ),
+    "LoRAs have the alias": ("个 LoRA 有相同的别名", "個の LoRA が同じ別名を持っています："),
+    ": write the name of one of them,": (
+        "：请写出其中一个的名称：",
+        "。どちらかの名前を書いてください：",
+    ),
+    "or": ("或", "または"),
     "K-LoRA does not know this network: the": (
         "K-LoRA 不认识此网络：名称中带有 attention 的",
         "K-LoRA はこのネットワークを知りません：名前に attention を含む",

@@ -414,7 +414,7 @@ def test_convert_writes_names_that_every_webui_reads(tmp_path, capsys, layers, e
     old = layer_file(tmp_path / "old.safetensors", layers)
     out = tmp_path / "new.safetensors"
     assert main(["convert", str(old), str(out)]) == 0
-    assert "kept the old name" not in capsys.readouterr().out
+    assert "under the old name" not in capsys.readouterr().out
     before, after = load_file(old), load_file(out)
     assert sorted(after) == sorted(
         f"{name}.lora_{which}.weight" for name in expected for which in ("down", "up")
@@ -446,11 +446,15 @@ def test_convert_tells_what_it_could_not_place_and_loses_nothing(tmp_path, capsy
     out = tmp_path / "new.safetensors"
     assert main(["convert", str(old), str(out)]) == 0
     told = capsys.readouterr().out
-    assert "5 tensors kept the old name" in told
+    assert "5 tensors under the old name" in told
     assert all(key in told for key in strange)
     before, after = load_file(old), load_file(out)
     assert with_bytes(before) == with_bytes(after)
     assert set(strange) < set(after)
+    lean = tmp_path / "lean.safetensors"
+    assert main(["convert", "--only-layers", str(old), str(lean)]) == 0
+    assert "5 tensors left out" in capsys.readouterr().out
+    assert len(load_file(lean)) == 2
 
 
 def test_convert_writes_over_nothing(tmp_path, capsys):

@@ -921,6 +921,16 @@ class TestPartlyFittingFile:
         assert ", 0 of its 8 layers are read)" in error
         assert "python -m lib_klora convert FILE OUT" in error
 
+    def test_a_file_that_the_host_drops_for_what_else_is_in_it(self, session, host, folder):
+        """Forge does for more than 12 tensors that it cannot place, such as embeddings."""
+        bundle = {f"bundle_emb.word{i}.clip_l": torch.ones(1, 4) for i in range(14)}
+        save_file(linears(PREFIXES) | bundle, folder / "cat.safetensors")
+        host.unread = ("lora_unet_",)
+        error = generate(session).extra_generation_params[infotext.ERROR_KEY]
+        assert "drops the whole file for the 14 tensors" in error
+        assert "(such as bundle_emb.word" in error
+        assert "convert --only-layers FILE OUT" in error
+
     @pytest.mark.parametrize(("fitting", "made"), [(3, False), (4, True)])
     def test_less_than_half_of_a_file_is_no_plan(self, session, host, folder, fitting, made):
         """Whatever is in scope: here all attention layers fit, and the others do not."""
