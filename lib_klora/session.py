@@ -72,6 +72,8 @@ class _Active:
     """Which batch of the generation."""
     shown: PassReport | None = None
     """What the report has of it."""
+    at: Pass | None = None
+    """The step that is being made."""
     plan_key: tuple | None = None
     plan: Plan | None = None
 
@@ -300,6 +302,7 @@ class Session:
 
     def _follow_plan(self, active: _Active, at: Pass) -> None:
         """Gives every layer what the plan has for this step, and puts the plan into the report."""
+        active.at = at
         plan = active.plan_for(at.steps, active.settings.start(at.t0))
         self._host.select(active.fusion, plan.row(at.finished_steps))
         if active.shown is None or active.shown.plan is not plan:
@@ -321,6 +324,7 @@ class Session:
         # taking K-LoRA back needs memory too.
         if self._active is not None:
             self._report.hide(self._active.shown)
+            sentence += _steps_before(self._active.at)
         self._tell(p, sentence)
         self._give_up(p)
         return False
@@ -346,6 +350,13 @@ class Session:
         """Tells that ``p`` is without K-LoRA, but for ``part`` of it."""
         self._on_error(sentence)
         self._report.fail(p, sentence, part)
+
+
+def _steps_before(at: Pass | None) -> str:
+    """What is to be said beside an error in a step."""
+    if at is None or not at.finished_steps:
+        return ""
+    return f" It ended in step {at.finished_steps + 1} of {at.steps}: the steps before have K-LoRA."
 
 
 def _sentence_of(error: Exception) -> str:

@@ -1007,6 +1007,21 @@ class TestPreview:
 class TestErrorsOfOurs:
     """A bug of ours or a surprise in the host: the picture is made without K-LoRA, and says so."""
 
+    @pytest.mark.parametrize("step", [0, 1, 3])
+    @pytest.mark.parametrize("error", [RuntimeError, KLoraError, MemoryError])
+    def test_a_failure_in_a_step_says_in_which(self, session, host, step, error):
+        p, host.error = Processing(), error
+        session.activate(p, TAGS, OFF)
+        for i in range(step):
+            session.before_model_call(call(i))
+            session.after_model_call()
+        host.fails_in = "select"
+        session.before_model_call(call(step))
+        sentence = p.extra_generation_params[infotext.ERROR_KEY]
+        told = f" It ended in step {step + 1} of 4: the steps before have K-LoRA."
+        assert sentence.endswith(told) == bool(step)
+        assert ("It ended" in sentence) == bool(step)
+
     @pytest.mark.parametrize("where", ["read", "load", "fuse", "follow", "select"])
     def test_detached_and_told(self, session, host, where):
         host.fails_in = where
