@@ -145,6 +145,10 @@ class Session:
         self._active = active
         self.attach(p)
 
+    def tell(self, p: Any, sentence: str) -> None:
+        """Tells the person who generates ``p``."""
+        self._report_of(p).note(p, sentence)
+
     def attach(self, p: Any) -> None:
         """Puts the active pair last among the host's LoRAs, or takes it out if ``p`` has none.
 

@@ -14,6 +14,7 @@ from ..hosts import Host
 from ..session import Session, prompts_have_tags
 from ..settings import Settings, from_args
 from .options import tag_defaults, tags_work_alone
+from .prompt import tags_of_batch
 from .report_html import Runs
 from .script import KLoraScript
 from .xyz import has_axes, with_axes
@@ -21,6 +22,9 @@ from .xyz import has_axes, with_axes
 _TEXT_STATE = "klora text state"
 """Shows the hosts' caches of encoded text what K-LoRA adds to the text encoders: their key includes
 the prompt's extra networks (processing.py, cached_params). No network has this name."""
+
+_OTHER_TAGS = "K-LoRA batch"
+"""The parameter of a picture whose own tags were not used."""
 
 
 class KLoraNetwork(extra_networks.ExtraNetwork):
@@ -45,7 +49,10 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
             settings: Settings | KLoraError = _settings_of(p, bool(tags))
         except KLoraError as error:
             settings = error
-        if self.session.is_sampling(p):
+        refiner = self.session.is_sampling(p)
+        if not (refiner or getattr(p, "is_hr_pass", False)):
+            self._tell_of_other_tags(p, tags)
+        if refiner:
             tags, settings = _for_refiner(tags, settings)
         self.session.activate(p, tags, settings, start_of(p))
         self._tell_caches(p)
@@ -85,6 +92,26 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
 
         activate.klora = self
         lora.activate = activate
+
+    def _tell_of_other_tags(self, p: Any, tags: list[list[str]]) -> None:
+        """The host takes the LoRAs of a batch's first prompt for all of its pictures
+        (extra_networks.py, parse_prompts)."""
+        of_pictures = tags_of_batch(p)
+        others = [number for number, own in enumerate(of_pictures, 1) if own != tags]
+        p.extra_generation_params.pop(_OTHER_TAGS, None)
+        if not others:
+            return
+        made = " and ".join(f"“{items[0]}”" for items in tags) or "no <klora:…> tags"
+        sentence = (
+            f"The pictures of a batch have the LoRAs of its first prompt ({made}), and picture "
+            f"{', '.join(map(str, others))} has other <klora:…> tags: use the batch count instead "
+            f"of the batch size."
+        )
+        self.session.tell(p, sentence)
+        # A list has a value for each picture's parameters (processing.py, create_infotext).
+        p.extra_generation_params[_OTHER_TAGS] = [
+            sentence if number in others else None for number in range(1, len(of_pictures) + 1)
+        ]
 
     def _tell_caches(self, p: Any) -> None:
         """For both passes, because the host may encode the hires prompt ahead of its pass. New

@@ -170,6 +170,29 @@ def test_the_map_in_the_gallery_is_no_picture_to_a_script(webui, host):
     assert [result.hashes for result in found] == [result.hashes for result in wanted]
 
 
+def matrix_batch(webui, prompt):
+    """Two pictures in one batch, the second with what follows the bar."""
+    return webui.txt2img(
+        prompt=prompt, steps=2, batch_size=2, script_name="prompt matrix",
+        script_args=[False, False, "positive", "comma", 0],
+    )  # fmt: skip
+
+
+def test_a_batch_whose_pictures_name_different_pairs(webui):
+    """The host takes the first one's LoRAs for all: what a picture says is how it was made."""
+    mark = webui.mark()
+    result = matrix_batch(webui, "a cat|<klora:sd15_content> <klora:sd15_style>")
+    first, second = result.infotexts[-2:]
+    assert "K-LoRA" not in first.replace("<klora", "")
+    assert "K-LoRA batch: " in second
+    assert "no <klora:…> tags" in second
+    assert "picture 2 has other <klora:…> tags" in webui.log_since(mark)
+    plain = matrix_batch(webui, "a cat|red")
+    assert result.hashes[-2] == plain.hashes[-2]
+    with_pair = matrix_batch(webui, f"{tags(*PAIR)}|red")
+    assert not any("K-LoRA batch" in text for text in with_pair.infotexts)
+
+
 def test_there_is_one_map_for_each_kind_of_pass(webui):
     with options(webui, klora_append_map=True):
         for fields, maps in (
