@@ -3,6 +3,8 @@
 # make live HOST=…   all tests in one installed WebUI: a1111, forge, neo, neo-2025 or reforge; without
 #                    HOST in all of them; KLORA_DEVICE=second on a second device with a GPU's rules,
 #                    built with a C++ compiler and ninja
+# make soak HOST=…   hundreds of pictures of every kind in a row, with memory and open files;
+#                    PICTURES=300 SEED=1
 # make bench         analysis and switching, measured; QUICK=1 in about two minutes, HOSTS=1 real hosts too
 # make screenshots   the README's pictures of the page
 # make lint          ruff
@@ -20,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 RECORDS = $(shell $(PYTHON) tests/live/hosts.py)
 
-.PHONY: demo test core smoke live lint bench screenshots docs evaluate playground-train clean
+.PHONY: demo test core smoke live soak lint bench screenshots docs evaluate playground-train clean
 .DELETE_ON_ERROR:
 
 test: core smoke
@@ -46,6 +48,10 @@ live: $(VENV)/ready
 
 live-%: $(VENV)/ready
 	$(BIN)/python -m pytest tests/live --host $* -n 2 --dist loadgroup
+
+soak: $(VENV)/ready
+	set -e; for host in $(or $(HOST),$(RECORDS)); do \
+	  $(BIN)/python tests/live/soak.py $$host $(or $(PICTURES),300) $(or $(SEED),1); done
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
