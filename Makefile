@@ -5,6 +5,7 @@
 #                    built with a C++ compiler and ninja
 # make soak HOST=…   hundreds of pictures of every kind in a row, with memory and open files;
 #                    PICTURES=300 SEED=1
+# make storm HOST=…  hostile tags, fields and files; CASES=1000 SEED=1
 # make bench         analysis and switching, measured; QUICK=1 in about two minutes, HOSTS=1 real hosts too
 # make screenshots   the README's pictures of the page
 # make lint          ruff
@@ -22,7 +23,7 @@ export OMP_NUM_THREADS ?= 1
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 RECORDS = $(shell $(PYTHON) tests/live/hosts.py)
 
-.PHONY: demo test core smoke live soak lint bench screenshots docs evaluate playground-train clean
+.PHONY: demo test core smoke live soak storm lint bench screenshots docs evaluate playground-train clean
 .DELETE_ON_ERROR:
 
 test: core smoke
@@ -52,6 +53,10 @@ live-%: $(VENV)/ready
 soak: $(VENV)/ready
 	set -e; for host in $(or $(HOST),$(RECORDS)); do \
 	  $(BIN)/python tests/live/soak.py $$host $(or $(PICTURES),300) $(or $(SEED),1); done
+
+storm: $(VENV)/ready
+	set -e; for host in $(or $(HOST),$(RECORDS)); do \
+	  $(BIN)/python tests/live/storm.py $$host $(or $(CASES),1000) $(or $(SEED),1); done
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
