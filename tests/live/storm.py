@@ -24,7 +24,8 @@ STOP = 25
 GOOD = ("sd15_content", "sd15_style", "sd15_content_lokr", "sd15_style_full")
 NAMES = (
     "sdxl_content", "nowhere", "", " ", "..", "../../etc/passwd", "none", "Ω", "猫", "a" * 300,
-    "sd15_content\n", "%s%n", "{0}", "'\"", "\\", "\u202e", "bad_nan", "bad_truncated", "bad_empty", "bad_not_a_lora",
+    "sd15_content\n", "%s%n", "{0}", "'\"", "\\", "\u202e", "bad_nan", "bad_truncated",
+    "bad_empty", "bad_not_a_lora",
 )  # fmt: skip
 ITEMS = (
     "1", "0", "-1", "0.5", "1e308", "1e309", "-inf", "nan", "", " ", "x", "te=1", "te=", "unet=nan",
