@@ -104,6 +104,8 @@ class Session:
         loads a refiner activates the LoRAs of an empty generation meanwhile (get_empty_cond)."""
         self._given_up: _PassKey | None = None
         """The pass that K-LoRA has ended in."""
+        self._has_sampled = False
+        """Whether any step of the present batch was made with K-LoRA."""
         self._reports: list[tuple[weakref.ref, Report]] = []
         """Of the latest generations: one may run within another."""
         self._loader = PairLoader(host)
@@ -133,6 +135,7 @@ class Session:
         refiner = self.is_sampling(p)
         self._report = self._report_of(p)
         if not (refiner or getattr(p, "is_hr_pass", False)):
+            self._has_sampled = False
             for key in (infotext.KEY, infotext.ERROR_KEY):
                 p.extra_generation_params.pop(key, None)
         try:
@@ -186,6 +189,13 @@ class Session:
             active.processing(), lambda: self._host.check(active.fusion)
         ):
             self._applying = False
+
+    def finish(self, p: Any) -> None:
+        """A batch of ``p`` is sampled. Where the sampler made no step (DDIM, told to make one), its
+        pictures do not have what their parameter says."""
+        active = self._active
+        if active is not None and active.processing() is p and not self._has_sampled:
+            p.extra_generation_params.pop(infotext.KEY, None)
 
     def text_state(self, p: Any) -> tuple | None:
         """What encoded text depends on beside the prompt while generation ``p`` is prepared, as
@@ -311,6 +321,7 @@ class Session:
         self._host.select(active.fusion, plan.row(at.finished_steps))
         if active.shown is None or active.shown.plan is not plan:
             self._sampling = _PassKey(active.processing, active.iteration, at.hires)
+            self._has_sampled = True
             active.shown = PassReport(active.names, active.loaded.pair, plan, at.hires)
             self._report.show(active.shown)
 

@@ -156,6 +156,12 @@ class KLoraScript(scripts.Script):
         """The hires pass is activated by itself, too."""
         self.process_batch(p)
 
+    def postprocess_batch(self, p, *args, **kwargs) -> None:
+        """Before the batch's parameters are written."""
+        network = _extra_network()
+        if network is not None:
+            network.session.finish(p)
+
     def postprocess(self, p, processed, *args) -> None:
         """Keeps what was done, for the page to ask for."""
         network = _extra_network()

@@ -1004,6 +1004,33 @@ class TestPreview:
         assert len(report.passes[0].pair.paired) == 7
 
 
+class TestNoStep:
+    """A sampler may make none (DDIM, told to make one): then nothing has K-LoRA."""
+
+    def test_no_step_no_parameter(self, session, host):
+        p = Processing()
+        session.activate(p, TAGS, OFF)
+        session.finish(p)
+        assert infotext.KEY not in p.extra_generation_params
+        assert not session.report(p).passes
+
+    def test_with_a_step_the_parameter_stays_whatever_comes_after_it(self, session, host):
+        p = generate(session)
+        session.finish(p)
+        assert infotext.KEY in p.extra_generation_params
+        p.is_hr_pass = True
+        session.activate(p, TAGS, OFF)  # whose pass makes none
+        session.finish(p)
+        assert infotext.KEY in p.extra_generation_params
+
+    def test_each_batch_by_itself(self, session, host):
+        p = generate(session)
+        p.iteration = 1
+        session.activate(p, TAGS, OFF)
+        session.finish(p)
+        assert infotext.KEY not in p.extra_generation_params
+
+
 class TestErrorsOfOurs:
     """A bug of ours or a surprise in the host: the picture is made without K-LoRA, and says so."""
 

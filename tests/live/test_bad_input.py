@@ -124,6 +124,12 @@ def write_odd_files(loras):
         key.replace("lora_up.weight", "lora_magnitude_vector"): torch.ones(1) for key in ups[:5]
     }
     save_file({**good, **magnitudes}, loras / "odd_magnitudes.safetensors")
+    words = {
+        f"bundle_emb.word{i}.{clip}": torch.ones(1, width)
+        for i in range(7)
+        for clip, width in (("clip_l", 768), ("clip_g", 1280))
+    }
+    save_file({**good, **words}, loras / "odd_bundle.safetensors")
     fp8 = {key.replace("weight", "scale_weight"): torch.ones(1) for key in ups[:5]}
     save_file({**good, **fp8}, loras / "odd_scaled.safetensors")
 
@@ -154,6 +160,19 @@ def test_what_cannot_be_applied_is_left_out_and_said(webui, host, name, note):
         assert "K-LoRA error" not in result.infotexts[0]
         assert note in webui.log_since(mark)
     assert not webui.txt2img().error
+
+
+def test_embeddings_for_which_a_host_drops_the_whole_file(webui):
+    base = webui.txt2img()
+    lora = webui.txt2img(prompt="a cat <lora:odd_bundle:1>")
+    result = webui.txt2img(prompt=tags("odd_bundle", PAIR[1]))
+    if lora.sha == base.sha:
+        told = result.infotexts[0]
+        assert "drops the whole file for the 14 tensors" in told
+        assert "convert --only-layers FILE OUT" in told
+        assert result.sha == base.sha
+    else:
+        assert "K-LoRA error" not in result.infotexts[0]
 
 
 def test_an_alias_of_two_files_is_told_with_their_names(webui):

@@ -466,3 +466,11 @@ def test_a_host_that_does_not_say_where_it_is(webui, expected):
     for i, call in enumerate(recorded(webui, prompt=tags(*PAIR), steps=STEPS)[1]):
         expected.check(call, i, STEPS)
     assert_base_is_back(webui, expected)
+
+
+def test_a_sampler_that_makes_no_step_has_no_parameter(webui):
+    """DDIM, told to make one, makes none in the WebUIs that subtract one from it."""
+    webui.next(record=True)
+    result = webui.txt2img(prompt=tags(*PAIR), steps=1, sampler_name="DDIM")
+    assert not result.error
+    assert ("K-LoRA: " in result.infotexts[0]) == bool(webui.last())
