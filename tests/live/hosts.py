@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 CAPABILITIES = {
     "flux": "samples with Flux",
     "infotext field": "its API takes an infotext as a request",
+    "errors in the page": "its page shows with which words a generation failed",
     "hires prompt in a paste": "a pasted infotext fills the hires prompt",
     "old diffusers names": "applies LoRA files with the UNet names of old diffusers",
     "pickled LoRAs": "reads .pt files in its own safe way",
@@ -421,6 +422,7 @@ REFORGE = HostRecord(
     management="ldm_patched.modules.model_management",
     lacks={
         "flux": "reForge has no Flux",
+        "errors in the page": "reForge's page shows “NoneType”, whatever a generation failed with",
         "pickled LoRAs": "reForge's loader would rename a file that fails, so it is not asked",
         "bundled embeddings": "reForge does not read bundled embeddings",
         "one refusal for a file": "reForge leaves out a layer of a type that it does not know",
