@@ -433,7 +433,10 @@ def _layer(name: str, prefix: str, parts: Mapping[str, torch.Tensor]) -> Layer |
     def wrong(reason: str) -> KLoraError:
         return KLoraError(f"“{name}” is damaged: layer {prefix} {reason}. Choose another file.")
 
-    if any(tensor.numel() == 0 for tensor in parts.values()):
+    empty = {part for part, tensor in parts.items() if tensor.numel() == 0}
+    if empty & NOT_IN_DELTA:
+        raise wrong(f"has no number in its {min(empty)}")
+    if empty:
         return None
     kind = _kind(parts)
     if kind is None:

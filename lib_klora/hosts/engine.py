@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from modules import sd_models, sd_samplers
 
-from ..errors import KLoraError
+from ..errors import KLoraError, is_full_memory
 from ..lora_file import split_key
 from ..methods import BITS, BOTH
 from ..pair import Pair
@@ -200,9 +200,16 @@ class Engine(CommonHost, ABC):
                 "choose another checkpoint to use K-LoRA."
             )
         read = tensors.read_all()
-        patched = networks.load_lora_for_models(
-            clean.unet, clean.clip, _renamed(read), 1.0, 1.0, filename=on_disk.path
-        )
+        try:
+            patched = networks.load_lora_for_models(
+                clean.unet, clean.clip, _renamed(read), 1.0, 1.0, filename=on_disk.path
+            )
+        except Exception as error:  # the host raises RuntimeError, KeyError, … for damaged files
+            if is_full_memory(error):
+                raise
+            raise KLoraError(
+                f"“{on_disk.name}” cannot be applied by this WebUI ({error}): choose another file."
+            ) from error
         options = patched[0].model_options.get("transformer_options", {})
         if options.get("dynamic_loras"):  # Forge Neo of early 2026 (operations_int8.py)
             raise KLoraError(

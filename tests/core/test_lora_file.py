@@ -366,6 +366,11 @@ class TestOddFiles:
         with pytest.raises(KLoraError, match=r"no layer that can be applied: 2 .* have rank"):
             self.parse(linear(Q, rank=0), linear(K, rank=0))
 
+    @pytest.mark.parametrize("part", ["alpha", "dora_scale", "diff_b"])
+    def test_a_number_that_is_not_there_is_damage(self, part):
+        with pytest.raises(KLoraError, match=f"damaged: layer {Q} has no number in its"):
+            self.parse(linear(Q), linear(K), {f"{Q}.{part}": torch.ones(0)})
+
     @pytest.mark.parametrize("shape", [(6, 1), (1, 4), (4,)])
     def test_a_dora_scale_by_row_or_by_column(self, shape):
         tensors = {f"{Q}.lora_up.weight": randn(6, 2), f"{Q}.lora_down.weight": randn(2, 4)}
