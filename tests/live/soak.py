@@ -110,15 +110,21 @@ def go_through(install, data, pictures, seed, with_k_lora):
     return looks
 
 
-def main(host, pictures=300, seed=1):
-    """Prints a row of the table in docs/SOAK.md for each of the two days."""
+def prepared(host, name):
+    """(the installed host, the folder of its servers' data), with checkpoints and LoRA files."""
     install = find(host)
     if install is None:
         sys.exit(locate(host).missing)
-    data = Path(os.environ.get("KLORA_LIVE") or REPOSITORY / "build" / "soak") / host
+    data = Path(os.environ.get("KLORA_LIVE") or REPOSITORY / "build" / name) / host
     server = WebUI(install, data)
     server.make_models()
     make_loras.write_set(server.checkpoints, server.loras)
+    return install, data
+
+
+def main(host, pictures=300, seed=1):
+    """Prints a row of the table for each of the two days."""
+    install, data = prepared(host, "soak")
     print(f"{HOSTS[host].title} {install.version}, {pictures} pictures, seed {seed}\n")
     print("| day | plain pictures as the first | MiB: first stop | half | end | open files |")
     print("|---|---|---|---|---|---|")

@@ -7,17 +7,15 @@ in the log, or change a plain picture.
 """
 
 import json
-import os
 import random
 import sys
 from contextlib import suppress
-from pathlib import Path
 
-import make_loras
 import torch
 from hosts import HOSTS
 from safetensors.torch import load_file, save_file
-from webui import REPOSITORY, WebUI, find, locate
+from soak import prepared
+from webui import WebUI
 
 STOP = 25
 """Cases between two plain pictures."""
@@ -165,14 +163,8 @@ def kind_of(result, end):
 
 def main(host, cases=1000, seed=1):
     """Prints one row."""
-    install = find(host)
-    if install is None:
-        sys.exit(locate(host).missing)
-    data = Path(os.environ.get("KLORA_LIVE") or REPOSITORY / "build" / "storm") / host
-    server = WebUI(install, data)
-    server.make_models()
-    make_loras.write_set(server.checkpoints, server.loras)
-    with server:
+    install, data = prepared(host, "storm")
+    with WebUI(install, data) as server:
         counts = weather(server, int(cases), int(seed))
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     print(f"{HOSTS[host].title} {install.version}, {cases} cases, seed {seed}: {told}")

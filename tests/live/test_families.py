@@ -6,7 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kloras import Expectation, always, checkpoint_of, choice, is_attention, recorded, tags
+from kloras import (
+    Expectation,
+    always,
+    checkpoint_of,
+    choice,
+    is_attention,
+    recorded,
+    tags,
+    weights_under,
+)
 from make_loras import ENCODER, PAIRS, SPELLINGS, layers_of, write
 from safetensors.torch import load_file, save_file
 from test_equivalence import STEPS, assert_every_step
@@ -59,6 +68,18 @@ def test_every_spelling_and_lokr_fused_and_split(webui, model, files):
 
 def test_the_weights_of_every_step(webui, model):
     assert_every_step(webui, (model.lora("content"), model.lora("style")))
+
+
+@pytest.mark.parametrize("end", [None, "raise_at", "interrupt_at"])
+def test_the_plain_picture_and_its_weights_are_as_before(webui, model, end):
+    base, weights = webui.txt2img().sha, weights_under(webui, "a cat")
+    if end:
+        webui.next(**{end: 3})
+    pair = model.lora("content"), model.lora("style")
+    result = webui.txt2img(prompt=tags(*pair), steps=STEPS)
+    assert bool(result.error) == (end == "raise_at")
+    assert webui.txt2img().sha == base
+    assert weights_under(webui, "a cat") == weights
 
 
 @contextmanager
