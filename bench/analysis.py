@@ -30,7 +30,7 @@ from lib_klora.pair import pair_files  # noqa: E402
 from lib_klora.plan import make_plan  # noqa: E402
 from lib_klora.score_cache import ScoreCache, file_sha256  # noqa: E402
 from lib_klora.settings import Settings  # noqa: E402
-from lib_klora.tensor_file import read_safetensors  # noqa: E402
+from lib_klora.tensor_file import SafetensorsFile  # noqa: E402
 
 MODELS = {"SD1.5": sd15_shapes(), "SDXL": sdxl_shapes(), "Flux": flux_shapes()}
 
@@ -134,7 +134,7 @@ def warm_start(rank: int, repeats: int) -> dict:
         for i in range(repeats):
             cache = ScoreCache(Path(folder) / f"cache{i}")
             hashes = measure("hash", lambda: tuple(file_sha256(path) for path in paths))
-            tensors = measure("read", lambda: [read_safetensors(path) for path in paths])
+            tensors = measure("read", lambda: [SafetensorsFile(path) for path in paths])
             pair = measure("parse", lambda t=tensors: pair_files(*(parse_lora("", x) for x in t)))
 
             def score(pair=pair, cache=cache, hashes=hashes):

@@ -36,7 +36,7 @@ from lib_klora.plan import make_plan  # noqa: E402
 from lib_klora.scores import compute_scores  # noqa: E402
 from lib_klora.settings import Settings  # noqa: E402
 from lib_klora.tag import ROLES  # noqa: E402
-from lib_klora.tensor_file import read_safetensors  # noqa: E402
+from lib_klora.tensor_file import SafetensorsFile  # noqa: E402
 
 DATA = Path(os.environ.get("KLORA_LIVE") or ROOT / "build" / "bench-live")
 STEPS = 30
@@ -154,7 +154,7 @@ def row(host: str, name: str, seconds: dict[str, dict]) -> dict:
 def flips(server: WebUI, family: str) -> dict[str, int]:
     """How many layers change their LoRA during an image, per scale."""
     files = [
-        parse_lora(role, read_safetensors(server.loras / f"{family}_{role}.safetensors"))
+        parse_lora(role, SafetensorsFile(server.loras / f"{family}_{role}.safetensors"))
         for role in ("content", "style")
     ]
     pair = pair_files(*files)

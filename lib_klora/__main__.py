@@ -45,7 +45,7 @@ from .score_cache import ScoreCache, file_sha256
 from .scores import Scores, compute_scores
 from .settings import FIELDS, default_beta, from_fields
 from .tag import ROLES
-from .tensor_file import read_safetensors
+from .tensor_file import SafetensorsFile
 
 _SETTINGS = (
     "alpha", "beta", "scale", "method", "gamma", "layers", "top_k", "unpaired", "seed",
@@ -388,7 +388,7 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     if os.path.exists(options.out):
         raise KLoraError(f"“{options.out}” is there already: give a name that is free.")
     _require_file(options.file)
-    tensors = read_safetensors(options.file)
+    tensors = SafetensorsFile(options.file)
     new = convert(os.path.basename(options.file), tensors)
     left_out = new.unplaced if options.only_layers else ()
     key_of = {key: old for key, old in new.key_of.items() if old not in left_out}
@@ -421,7 +421,7 @@ def _require_file(path: str) -> None:
 
 def _read(path: str) -> LoraFile:
     _require_file(path)
-    return parse_lora(os.path.basename(path), read_safetensors(path))
+    return parse_lora(os.path.basename(path), SafetensorsFile(path))
 
 
 def _summary(file: LoraFile) -> str:

@@ -1,61 +1,66 @@
 """A LoRA file on disk → its tensors, each read when it is asked for.
 
-Both hosts keep the factors of every LoRA in use, so what is read here comes on top. Every page
-touched in a mapped file counts as memory until the file is closed; so it is closed and reopened as
-reading goes on, and only one file is open at a time.
+The safetensors library checks a file's header; the numbers are read here. Its own ``get_tensor``
+leaves two integers behind with every call (0.4.2 to 0.8.0): 130 KiB for the 2364 tensors of an SDXL
+file, which never come back, so that a long day of ever new pairs would fill the memory. It also
+maps the file: each page that is touched counts as memory until the file is closed, and one that is
+saved over in the meantime ends the process.
 """
 
 from __future__ import annotations
 
-import math
+import json
 import os
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import KLoraError
 
-AT_ONCE = 2**24
-"""Bytes read from one opening of a .safetensors file. Opening one takes 3 ms, reading as much as
-this and looking at it 10 ms (247 MiB in 2364 tensors, on the machine of docs/PERFORMANCE.md)."""
 
-Opening = tuple[Iterable[str], Callable[[str], torch.Tensor]]
-"""The keys of a file, and what reads the tensor of a key while the file is open."""
+class TensorFile(Mapping[str, torch.Tensor], ABC):
+    """The tensors of the file at ``path`` by key, on the CPU.
 
-
-class TensorFile(Mapping[str, torch.Tensor]):
-    """The tensors of a file by key, on the CPU.
-
-    Args:
-        open_file: opens the file; closed by letting go of what it returns.
-        at_once: bytes to be read from one opening; for a file that can only be read as a whole,
-            leave it out.
-
-    Asking for a tensor raises KLoraError if it cannot be read, or the file is not what it was.
+    Asking for one raises KLoraError if it cannot be read, or the file is not what it was.
     """
 
-    _last: Callable[[], TensorFile | None] = lambda: None
-    """Weak reference to the file that may be open."""
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._path = path
+        self._version: tuple[int, int] | None = None
+
+    @abstractmethod
+    def release(self) -> None:
+        """Closes the file, until the next tensor is asked for."""
+
+    def _check_version(self, status: os.stat_result) -> None:
+        version = status.st_mtime_ns, status.st_size
+        if self._version is None:
+            self._version = version
+        elif version != self._version:
+            raise KLoraError(
+                f"“{os.path.basename(self._path)}” was replaced while it was being read: try again."
+            )
+
+
+class UnpickledFile(TensorFile):
+    """A file that can only be read as a whole, by ``read``."""
 
     def __init__(
-        self, path: str | os.PathLike, open_file: Callable[[], Opening], at_once: float = math.inf
+        self, path: str | os.PathLike, read: Callable[[], Mapping[str, torch.Tensor]]
     ) -> None:
-        self._path, self._open_file, self._at_once = path, open_file, at_once
-        self._get: Callable[[str], torch.Tensor] | None = None
-        self._bytes_left = 0.0
-        self._version: tuple[int, int] | None = None
-        self._keys: Mapping[str, None] = {}
-        self._reopen()
+        super().__init__(path)
+        self._read = read
+        self._tensors: Mapping[str, torch.Tensor] | None = None
+        self._keys = dict.fromkeys(self._all())
 
     def __getitem__(self, key: str) -> torch.Tensor:
         if key not in self._keys:
             raise KeyError(key)
-        get = self._get if self._bytes_left > 0 else None
-        tensor = (get or self._reopen())(key)
-        self._bytes_left -= tensor.nbytes
-        return tensor
+        return self._all()[key]
 
     def __contains__(self, key: object) -> bool:
         return key in self._keys
@@ -66,46 +71,118 @@ class TensorFile(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._keys)
 
+    def release(self) -> None:
+        self._tensors = None
+
+    def _all(self) -> Mapping[str, torch.Tensor]:
+        if self._tensors is None:
+            tensors = self._read()
+            self._check_version(read_or_raise(self._path, os.stat, self._path))
+            self._tensors = tensors
+        return self._tensors
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor is: bytes ``start`` to ``start + size`` of the file."""
+
+    number_type: str
+    """As safetensors calls it."""
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+class SafetensorsFile(TensorFile):
+    """A .safetensors file.
+
+    Raises KLoraError if it is missing, may not be read, is truncated or no safetensors file.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        super().__init__(path)
+        self._file: BinaryIO | None = None
+        self._places = read_or_raise(path, self._read_header)
+        self.release()
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        place = self._places[key]
+        memory = torch.empty(place.size, dtype=torch.uint8)
+        return read_or_raise(self._path, self._read, place, memory)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __del__(self) -> None:
+        self.release()
+
     def read_all(self) -> dict[str, torch.Tensor]:
-        """Copies of all tensors, for a host that keeps them. If a mapped file is overwritten or its
-        disk goes away, the next access kills the process, and on Windows nobody can save to it.
-        The copies share one block of memory: many small ones would fragment it."""
-        sizes = self._sizes()
-        memory = torch.empty(sum(map(_aligned, sizes.values())), dtype=torch.uint8)
+        """All tensors, for a host that keeps them; in one block of memory, which many small ones
+        would fragment."""
+        memory = torch.empty(
+            sum(_aligned(place.size) for place in self._places.values()), dtype=torch.uint8
+        )
         tensors, start = {}, 0
-        for key, size in sizes.items():
-            tensor = self[key]
-            place = memory[start : start + size].view(tensor.dtype).view(tensor.shape)
-            tensors[key] = place.copy_(tensor)
-            start += _aligned(size)
+        for key, place in self._places.items():
+            part = memory[start : start + place.size]
+            tensors[key] = read_or_raise(self._path, self._read, place, part)
+            start += _aligned(place.size)
         self.release()
         return tensors
 
-    def _sizes(self) -> dict[str, int]:
-        """Bytes of each tensor, from one opening; nothing is read."""
-        get = self._reopen()
-        return {key: get(key).nbytes for key in self._keys}
-
     def release(self) -> None:
-        """Closes the file, until the next tensor is asked for."""
-        self._get, self._bytes_left = None, 0.0
+        file, self._file = getattr(self, "_file", None), None
+        if file is not None:
+            file.close()
 
-    def _reopen(self) -> Callable[[str], torch.Tensor]:
-        last = TensorFile._last()
-        if last is not None:
-            last.release()
-        TensorFile._last = weakref.ref(self)
-        keys, get = self._open_file()
-        status = read_or_raise(self._path, os.stat, self._path)
-        version = status.st_mtime_ns, status.st_size
-        if self._version is None:
-            self._version, self._keys = version, dict.fromkeys(keys)
-        elif version != self._version:
+    def _opened(self) -> BinaryIO:
+        if self._file is None:
+            self._file = open(self._path, "rb")  # noqa: SIM115 - closed by release
+        self._check_version(os.fstat(self._file.fileno()))
+        return self._file
+
+    def _read_header(self) -> dict[str, _Place]:
+        file = self._opened()  # first: it tells why not; to safe_open, there is no such file
+        with safe_open(os.fspath(self._path), "pt") as checked:
+            keys = list(checked.keys())
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        places = {}
+        for key in keys:
+            start, end = header[key]["data_offsets"]
+            shape = tuple(header[key]["shape"])
+            places[key] = _Place(header[key]["dtype"], shape, 8 + size + start, end - start)
+        return places
+
+    def _read(self, place: _Place, memory: torch.Tensor) -> torch.Tensor:
+        """A tensor in ``memory``, bytes that begin where any number may."""
+        dtype = getattr(torch, _NUMBER_TYPES.get(place.number_type, ""), None)
+        if dtype is None:
             raise KLoraError(
-                f"“{os.path.basename(self._path)}” was replaced while it was being read: try again."
+                f"“{os.path.basename(self._path)}” cannot be read (the torch that is installed has "
+                f"no numbers of type {place.number_type}): choose another file."
             )
-        self._get, self._bytes_left = get, self._at_once
-        return get
+        file = self._opened()
+        file.seek(place.start)
+        if file.readinto(memory.numpy()) != place.size:
+            raise OSError("it ends too early")
+        self._check_version(os.fstat(file.fileno()))
+        return memory.view(dtype).view(place.shape)
+
+
+_NUMBER_TYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32",
+    "I32": "int32", "U64": "uint64", "I64": "int64", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "F16": "float16", "BF16": "bfloat16",
+    "F32": "float32", "F64": "float64", "C64": "complex64",
+}  # fmt: skip
+"""What safetensors calls a type → what torch does."""
 
 
 def _aligned(size: int) -> int:
@@ -113,32 +190,11 @@ def _aligned(size: int) -> int:
     return -(-size // 64) * 64  # torch's own alignment
 
 
-def read_safetensors(path: str | os.PathLike) -> TensorFile:
-    """The tensors of a .safetensors file.
-
-    ``safe_open`` on purpose: a host may have wrapped ``safetensors.torch.load_file`` to rename a
-    file that does not load (Forge, modules_forge/patch_basic.py).
-    Raises KLoraError if the file is missing, may not be read, is truncated or no safetensors file.
-    """
-
-    def open_file() -> Opening:
-        file = read_or_raise(path, _open, os.fspath(path))
-        return file.keys(), lambda key: read_or_raise(path, file.get_tensor, key)
-
-    return TensorFile(path, open_file, AT_ONCE)
-
-
-def _open(path: str) -> safe_open:
-    with open(path, "rb"):  # tells why it cannot be opened; to safe_open, there is no such file
-        return safe_open(path, "pt")
-
-
-def read_or_raise(path: str | os.PathLike, read: Callable, *args: str):
+def read_or_raise(path: str | os.PathLike, read: Callable, *args):
     """What ``read`` returns. Raises KLoraError if the file at ``path`` cannot be read."""
     try:
         return read(*args)
-    # AttributeError: a number type that this torch has not, such as uint16 before 2.3.
-    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise KLoraError(
             f"“{os.path.basename(path)}” cannot be read ({reason}): {_what_to_do(path, error)}"

@@ -31,7 +31,7 @@ from ..lora_file import split_key
 from ..methods import BITS, BOTH
 from ..pair import Pair
 from ..tag import ROLES, TagPair
-from ..tensor_file import Opening, TensorFile, read_safetensors
+from ..tensor_file import SafetensorsFile, TensorFile, UnpickledFile
 from .common import CommonHost, names_in
 from .protocol import HostLora, OnDisk
 
@@ -103,19 +103,18 @@ class A1111(CommonHost):
 
     def read(self, on_disk: OnDisk) -> TensorFile:
         if on_disk.path.lower().endswith(".safetensors"):
-            return read_safetensors(on_disk.path)
+            return SafetensorsFile(on_disk.path)
 
-        def open_file() -> Opening:
+        def read() -> Mapping[str, torch.Tensor]:
             try:
-                tensors = sd_models.read_state_dict(on_disk.path)  # the host's restricted unpickler
+                return sd_models.read_state_dict(on_disk.path)  # the host's restricted unpickler
             except Exception as error:
                 raise KLoraError(
                     f"“{on_disk.name}” is refused by the WebUI's safe loader ({error}): convert it "
                     f"to .safetensors, or choose another file."
                 ) from error
-            return tensors.keys(), tensors.__getitem__
 
-        return TensorFile(on_disk.path, open_file)
+        return UnpickledFile(on_disk.path, read)
 
     def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
         """``tensors`` are not needed: the host reads the file itself, and keeps copies.

@@ -22,7 +22,7 @@ from ..methods import BITS
 from ..pair import Pair
 from ..score_cache import file_sha256
 from ..tag import TagPair
-from ..tensor_file import TensorFile, read_safetensors
+from ..tensor_file import SafetensorsFile
 from .protocol import HostLora, OnDisk
 
 Weighted = tuple[float, Layer]
@@ -98,10 +98,10 @@ class DiffusersUNet:
     def refresh_loras(self) -> None:
         """The folder is looked at each time anyway."""
 
-    def read(self, on_disk: OnDisk) -> TensorFile:
-        return read_safetensors(on_disk.path)
+    def read(self, on_disk: OnDisk) -> SafetensorsFile:
+        return SafetensorsFile(on_disk.path)
 
-    def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
+    def load(self, on_disk: OnDisk, tensors: SafetensorsFile) -> HostLora:
         file = parse_lora(on_disk.name, tensors.read_all())
         names = {x.prefix: name for name, x in file.layers.items() if name in self._weights}
         shapes = {name: tuple(self._weights[name].shape) for name in names.values()}

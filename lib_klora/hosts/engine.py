@@ -33,7 +33,7 @@ from ..lora_file import split_key
 from ..methods import BITS, BOTH
 from ..pair import Pair
 from ..tag import TagPair
-from ..tensor_file import TensorFile, read_safetensors
+from ..tensor_file import SafetensorsFile
 from .common import CommonHost, names_in
 from .protocol import HostLora, OnDisk
 
@@ -181,16 +181,16 @@ class Engine(CommonHost, ABC):
     def device(self) -> torch.device:
         return self.memory.get_torch_device()
 
-    def read(self, on_disk: OnDisk) -> TensorFile:
+    def read(self, on_disk: OnDisk) -> SafetensorsFile:
         if not on_disk.path.lower().endswith(".safetensors"):
             # The host's own loader for these renames a file that fails (modules_forge/patch_basic).
             raise KLoraError(
                 f"“{on_disk.name}” is not a .safetensors file: in this WebUI K-LoRA opens no other "
                 f"format, convert it or choose another file."
             )
-        return read_safetensors(on_disk.path)
+        return SafetensorsFile(on_disk.path)
 
-    def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
+    def load(self, on_disk: OnDisk, tensors: SafetensorsFile) -> HostLora:
         """By the host's own function, so that names, conversions and what is refused are its."""
         clean = self.engine().forge_objects_original
         model = clean.unet.model

@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
+from operator import attrgetter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,7 @@ from .engine import WITHOUT_LORAS, Engine, EngineFusion, Entry, module_of, synch
 
 _METHODS = ("add_patches", "clone", "is_clone", "partially_load", "patch_weight_to_device")
 _ATTRIBUTES = ("patches", "patches_uuid", "backup")
-_ARGUMENTS = ("device_to", "inplace_update")
+_ARGUMENTS = ("device_to",)
 """Of ``patch_weight_to_device``."""
 _NOTHING = (0.0, ("diff", (torch.empty(0),)), 1.0, None, None, True)
 """An entry that adds nothing, online: a parameter without one would get no function."""
@@ -108,24 +110,17 @@ class _Fusion(EngineFusion):
         return self.entries_for(key) or [_NOTHING] * self.is_online
 
 
-class _Path:
-    """A step on the way to some modules of a model."""
+class _Alone:
+    """A patcher whose model is one parameter, for the host's own method: that looks a parameter up
+    from the model's root, each step through torch's modules, and puts the merged one in its place,
+    which is here."""
 
+    weight_inplace_update = False
 
-class _Reduced:
-    """A patcher whose model has a few modules only, for the host's own method: it looks a parameter
-    up from the model's root twice, and each step through torch's modules takes its time."""
-
-    def __init__(self, patcher: Any, modules: Mapping[str, Any]) -> None:
-        self._patcher, self.model = patcher, _Path()
-        for key, module in modules.items():
-            node, (*path, last, _) = self.model, key.split(".")
-            for name in path:
-                node = vars(node).setdefault(name, _Path())
-                if not isinstance(node, _Path):
-                    break  # a module with parameters of its own, which knows those within
-            else:
-                setattr(node, last, module)
+    def __init__(self, patcher: Any, key: str, weight: torch.Tensor) -> None:
+        self._patcher, self.model = patcher, weight
+        for name in reversed(key.split(".")):
+            self.model = SimpleNamespace(**{name: self.model})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._patcher, name)
@@ -242,17 +237,16 @@ class ModelPatcherEngine(Engine):
 
     def _rewrite(self, patcher: Any, keys: Iterable[str], fusion: _Fusion) -> None:
         """Lets the weights of the model be what the patcher's entries for ``keys`` say now."""
-        modules = {key: module_of(patcher.model, key, fusion.modules) for key in keys}
-        reduced = _Reduced(patcher, modules)
         with synchronized(patcher.load_device), torch.inference_mode(), _remembered_seeds(patcher):
-            for key, module in modules.items():
+            for key in keys:
+                module = module_of(patcher.model, key, fusion.modules)
                 functions = _functions_for(module, key)
                 for function in functions:
                     getattr(function, "clear_prepared", lambda: None)()  # later ComfyUIs'
                 if not functions and key in patcher.backup:
-                    self._merge(patcher, reduced, key, module)
+                    self._merge(patcher, key, module)
 
-    def _merge(self, patcher: Any, reduced: _Reduced, key: str, module: Any) -> None:
+    def _merge(self, patcher: Any, key: str, module: Any) -> None:
         """Merges a parameter anew from its backup, by the host's own method.
 
         That puts a new tensor in the weight's place, which fragments memory; a plain one is
@@ -262,11 +256,13 @@ class ModelPatcherEngine(Engine):
         weight, backup = getattr(module, name), patcher.backup[key].weight
         if _can_be_overwritten(module, name, backup):
             try:
-                weight.data.copy_(backup)
+                merged = backup
                 if patcher.patches.get(key):
-                    type(patcher).patch_weight_to_device(
-                        reduced, key, device_to=patcher.load_device, inplace_update=True
-                    )
+                    here = backup.device == weight.device
+                    alone = _Alone(patcher, key, backup if here else weight.data.copy_(backup))
+                    type(patcher).patch_weight_to_device(alone, key, device_to=patcher.load_device)
+                    merged = attrgetter(key)(alone.model)
+                weight.data.copy_(merged)
             except RuntimeError as error:  # another shape, or memory is full
                 if is_full_memory(error):
                     self.memory.soft_empty_cache()

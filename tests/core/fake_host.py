@@ -20,7 +20,7 @@ from lib_klora.hosts import HostLora, OnDisk
 from lib_klora.layer_names import common_names
 from lib_klora.lora_file import parse_lora
 from lib_klora.methods import BITS
-from lib_klora.tensor_file import TensorFile, read_safetensors
+from lib_klora.tensor_file import SafetensorsFile, TensorFile
 
 
 class Model:
@@ -99,7 +99,7 @@ class FakeHost:
 
     def read(self, on_disk: OnDisk) -> TensorFile:
         self._record("read", on_disk.name)
-        return read_safetensors(on_disk.path)
+        return SafetensorsFile(on_disk.path)
 
     def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
         self._record("load", on_disk.name)

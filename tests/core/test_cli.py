@@ -25,7 +25,7 @@ from lib_klora.pair import LayerPair, Pair, pair_files
 from lib_klora.plan import Plan, make_plan, progress
 from lib_klora.scores import compute_scores
 from lib_klora.settings import FIELDS, Settings
-from lib_klora.tensor_file import read_safetensors
+from lib_klora.tensor_file import SafetensorsFile
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = "lora_unet_mid_block_attentions_0_transformer_blocks_{}_attn2_to_{}"
@@ -58,7 +58,7 @@ def test_plan_prints_the_pair_and_its_reading(files, capsys):
     assert main(["plan", *files, "--steps", "7"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    pair = pair_files(*(parse_lora("x", read_safetensors(path)) for path in files))
+    pair = pair_files(*(parse_lora("x", SafetensorsFile(path)) for path in files))
     plan = make_plan(pair, compute_scores(pair), Settings(), 7)
     assert "Katze ☂.safetensors  6 layers, LoRA, rank 4" in out
     assert "paired   6 layers, K 32" in out
@@ -78,7 +78,7 @@ def test_plan_writes_what_the_library_computes(files, tmp_path, capsys):
         scale="S*", alpha=1.2, beta=1, gamma="authors", top_k=2, layers="all", unpaired="drop"
     )
     pair = pair_files(
-        *(parse_lora("x", read_safetensors(path)) for path in files),
+        *(parse_lora("x", SafetensorsFile(path)) for path in files),
         layers="all",
         top_k=2,
         unpaired="drop",

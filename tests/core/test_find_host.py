@@ -140,4 +140,4 @@ def test_a_later_patcher_that_merges_with_other_arguments(like_forge):
             """Other names."""
 
     like_forge(Later)
-    assert "no device_to, inplace_update" in refusal()
+    assert "no device_to" in refusal()

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from lib_klora.errors import KLoraError
 from lib_klora.lora_file import parse_lora
-from lib_klora.tensor_file import read_safetensors
+from lib_klora.tensor_file import SafetensorsFile
 
 Q = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
 NAME = "input_blocks_4_1_transformer_blocks_0_attn1_to_q"
@@ -35,7 +35,7 @@ def layer_of(tmp_path):
     def layer_of(tensors, name="test"):
         path = tmp_path / f"{name}.safetensors"
         save_file(tensors, path)
-        file = parse_lora(name, read_safetensors(path))
+        file = parse_lora(name, SafetensorsFile(path))
         (layer,) = file.layers.values()
         return layer
 
@@ -614,7 +614,7 @@ HOSTILE_BYTES = {
 
 def read_all(path):
     """Everything the session does with a file before it pairs it."""
-    return [x.delta() for x in parse_lora(path.stem, read_safetensors(path)).layers.values()]
+    return [x.delta() for x in parse_lora(path.stem, SafetensorsFile(path)).layers.values()]
 
 
 def refusal(path) -> str:
@@ -664,4 +664,4 @@ def test_sentence_names_what_is_wrong(tmp_path, case, named):
 @pytest.mark.parametrize("name", ["gone.safetensors", "."])
 def test_missing_file_and_folder_get_a_sentence(tmp_path, name):
     with pytest.raises(KLoraError, match="cannot be read"):
-        read_safetensors(tmp_path / name)
+        SafetensorsFile(tmp_path / name)

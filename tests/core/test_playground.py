@@ -17,7 +17,7 @@ from lib_klora import klora, plan
 from lib_klora.families import is_attention
 from lib_klora.lora_file import parse_lora
 from lib_klora.settings import Settings
-from lib_klora.tensor_file import read_safetensors
+from lib_klora.tensor_file import SafetensorsFile
 from playground import demo, judges, model, train, ways, world
 from playground.generate import Playground, strengthened
 from playground.scores import PAIRS, Way, judge
@@ -114,7 +114,7 @@ def test_what_ships_is_small():
 
 @pytest.mark.parametrize("name", HELD_OUT)
 def test_the_loras_are_ordinary_files(name, playground):
-    tensors = read_safetensors(model.WEIGHTS / "loras" / f"{name}.safetensors")
+    tensors = SafetensorsFile(model.WEIGHTS / "loras" / f"{name}.safetensors")
     file = parse_lora(name, tensors)
     projections = [
         path

@@ -24,7 +24,7 @@ from lib_klora.scores import compute_scores
 from lib_klora.session import Session
 from lib_klora.settings import Settings, from_args
 from lib_klora.steps import Pass
-from lib_klora.tensor_file import read_safetensors
+from lib_klora.tensor_file import SafetensorsFile
 
 OFF = Settings(enabled=False)  # the accordion is off: the defaults for tags
 PREFIXES = attention_prefixes(8)
@@ -68,7 +68,7 @@ def generate(session, tags=TAGS, settings=OFF, p=None, steps=4) -> Processing:
 
 
 def plan_of(folder, settings=OFF, steps=4, t0=0.0, names=("cat", "ink")):
-    files = [parse_lora(n, read_safetensors(folder / f"{n}.safetensors")) for n in names]
+    files = [parse_lora(n, SafetensorsFile(folder / f"{n}.safetensors")) for n in names]
     pair = pair_files(*files, layers=settings.layers)
     return make_plan(pair, compute_scores(pair), settings, steps, t0)
 
