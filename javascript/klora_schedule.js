@@ -1,5 +1,6 @@
-// The small picture of S(t) in the accordion, drawn in the browser so that it keeps up with the
-// sliders. Where S is below 1 the subject is favoured, above it the style.
+// The small picture of the schedule in the accordion, drawn in the browser so that it keeps up with
+// the sliders: S(t), where the subject is favoured below 1 and the style above; or the share of the
+// layers that the subject gets. And which sliders are shown, because each scale has its own.
 
 (function() {
     const WIDTH = 240, HEIGHT = 96, LEFT = 24, BOTTOM = 16, POINTS = 120;
@@ -10,28 +11,43 @@
         return scale === 'S*' && alpha > 0 ? s % alpha : s;
     }
 
+    const x = (t) => LEFT + (WIDTH - LEFT - 4) * t;
+
+    // `below` and `above`: the areas where the subject and the style go; `mark`: the height `at` an
+    // axis label.
+    function framed(below, above, path, mark, at) {
+        const low = HEIGHT - BOTTOM, right = x(1);
+        return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}">` +
+            `<path class="klora-above" d="${above}Z"/><path class="klora-below" d="${below}Z"/>` +
+            `<text x="${LEFT + 4}" y="14">style</text>` +
+            `<text x="${right - 4}" y="${low - 4}" text-anchor="end">subject</text>` +
+            `<text x="${LEFT - 4}" y="${at + 3}" text-anchor="end">${mark}</text>` +
+            `<text x="${LEFT}" y="${HEIGHT - 3}">t = 0</text>` +
+            `<text x="${right}" y="${HEIGHT - 3}" text-anchor="end">1</text>` +
+            `<path class="klora-line" d="${path}"/></svg>`;
+    }
+
+    function shareSvg(start, end) {
+        const low = HEIGHT - BOTTOM;
+        const y = (percent) => 4 + (low - 4) * (1 - percent / 100);
+        const line = `M${x(0)} ${y(start)}L${x(1)} ${y(end)}`;
+        return framed(`${line}V${low}H${LEFT}`, `${line}V4H${LEFT}`, line, '½', y(50));
+    }
+
     function svg(alpha, beta, scale) {
         const values = [];
         for (let i = 0; i <= POINTS; i++) values.push(scaleAt(i / POINTS, alpha, beta, scale));
         const top = Math.max(2, ...values) * 1.05;
-        const x = (i) => LEFT + (WIDTH - LEFT - 4) * i / POINTS;
-        const y = (s) => 4 + (HEIGHT - BOTTOM - 4) * (1 - s / top);
+        const low = HEIGHT - BOTTOM, right = x(1);
+        const y = (s) => 4 + (low - 4) * (1 - s / top);
         let path = '';
         values.forEach((s, i) => {
             // S* jumps where it wraps: the line is broken there.
             const jump = i === 0 || s < values[i - 1] - alpha / 2;
-            path += `${jump ? 'M' : 'L'}${x(i).toFixed(1)} ${y(s).toFixed(1)}`;
+            path += `${jump ? 'M' : 'L'}${x(i / POINTS).toFixed(1)} ${y(s).toFixed(1)}`;
         });
-        const one = y(1).toFixed(1), right = x(POINTS), low = y(0);
-        return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}">` +
-            `<rect class="klora-above" x="${LEFT}" y="4" width="${right - LEFT}" height="${one - 4}"/>` +
-            `<rect class="klora-below" x="${LEFT}" y="${one}" width="${right - LEFT}" height="${low - one}"/>` +
-            `<text x="${LEFT + 4}" y="14">style</text>` +
-            `<text x="${right - 4}" y="${low - 4}" text-anchor="end">subject</text>` +
-            `<text x="${LEFT - 4}" y="${+one + 3}" text-anchor="end">1</text>` +
-            `<text x="${LEFT}" y="${HEIGHT - 3}">t = 0</text>` +
-            `<text x="${right}" y="${HEIGHT - 3}" text-anchor="end">1</text>` +
-            `<path d="${path}"/></svg>`;
+        const box = (from, to) => `M${LEFT} ${from}H${right}V${to}H${LEFT}`;
+        return framed(box(y(1), low), box(4, y(1)), path, '1', y(1));
     }
 
     // Whatever writes into the input: a hand, a paste, “Paper defaults”. A Gradio event would
@@ -51,22 +67,35 @@
 
     function follow(part) {
         const place = part('schedule').querySelector('.klora-schedule');
-        const [alpha, beta] = ['alpha', 'beta'].map(
+        const numbers = ['alpha', 'beta', 'share_start', 'share_end'].map(
             (name) => part(name).querySelector('input[type=number]'));
-        const scales = [...part('scale').querySelectorAll('input')];
+        drawLater(part('scale'), numbers, (scale) => {
+            const [alpha, beta, start, end] = numbers.map((input) => Number(input.value));
+            place.innerHTML = scale === 'share' ? shareSvg(start, end) : svg(alpha, beta, scale);
+            part('schedule').closest('.klora-schedule-row').dataset.scale = scale;
+        });
+        if (!part('hires_scale')) return; // img2img has no hires pass
+        drawLater(part('hires_scale'), [], (scale) => {
+            part('advanced').dataset.scale = scale;
+        });
+    }
+
+    // Calls `draw` with the chosen scale now and after every change, at most once a frame.
+    function drawLater(scalePart, numbers, draw) {
+        const scales = [...scalePart.querySelectorAll('input')];
         let waits = false;
-        function draw() {
+        function drawNow() {
             waits = false;
             const chosen = scales.find((input) => input.checked);
-            place.innerHTML = svg(Number(alpha.value), Number(beta.value), chosen && chosen.value);
+            draw(chosen && chosen.value);
         }
         function drawSoon() {
-            if (!waits) requestAnimationFrame(draw);
+            if (!waits) requestAnimationFrame(drawNow);
             waits = true;
         }
-        for (const input of [alpha, beta]) watch(input, 'value', drawSoon);
+        for (const input of numbers) watch(input, 'value', drawSoon);
         for (const input of scales) watch(input, 'checked', drawSoon);
-        draw();
+        drawNow();
     }
 
     // A person who picks a scale gets its own β. Not done by the page's components, because there a

@@ -49,6 +49,7 @@ from .tensor_file import SafetensorsFile
 
 _SETTINGS = (
     "alpha", "beta", "scale", "method", "gamma", "layers", "top_k", "unpaired", "seed",
+    "share_start", "share_end",
 )  # fmt: skip
 """The fields that decide a plan."""
 

@@ -30,6 +30,8 @@ class RuleInput:
 
     Attributes:
         scale: S(t) before each step and, last, at t = 1; shape [steps + 1].
+        share: in place of S(t), the part of the layers that gets content then, from 0 to 1; None
+            where S(t) decides.
         layers: how many layers are paired.
         seed: for random choices.
         scores, gamma: of the layers; None for a method without scores.
@@ -40,6 +42,7 @@ class RuleInput:
     seed: int
     scores: Scores | None
     gamma: float | None
+    share: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -52,7 +55,32 @@ class RuleInput:
 def top_k_selection(given: RuleInput) -> np.ndarray:
     """Each layer gets the LoRA whose K largest entries weigh more (Eq. 6, 8, 10)."""
     s_content, s_style = given.scores.s_content, given.scores.s_style
+    if given.share is not None:
+        return _either(largest_share(s_content, s_style, given.share))
     return _either(klora.chooses_content(s_content, s_style, given.gamma, given.scale))
+
+
+def largest_share(s_content: np.ndarray, s_style: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Gives content to the part ``share`` of the layers in which it outweighs style most. Ours.
+
+    The paper's S(t) compares values. Where the layers' S_c/S_s lie close together, as in most real
+    pairs, they nearly all turn at one step; their order turns them one after another in any pair.
+    γ, α and β make no difference to an order, so there are none.
+
+    Args:
+        s_content, s_style: S_c and S_s, shape [layers].
+        share: c(t) of each step, from 0 to 1; shape [steps].
+
+    Returns:
+        bool array, shape [steps, layers]: True for the c(t)·layers (rounded, a half up) with the largest
+        S_c/S_s, of equal ones those that come first.
+    """
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        ratio = np.where(s_style > 0, s_content / s_style, np.inf)
+    rank = np.empty(len(ratio), np.int64)
+    rank[np.argsort(-ratio, kind="stable")] = np.arange(len(ratio))
+    number = np.floor(np.round(share * len(ratio), 9) + 0.5)  # c(t) is as exact as fp64 makes it
+    return rank[None, :] < number[:, None]
 
 
 def direct_merge(given: RuleInput) -> np.ndarray:
@@ -68,13 +96,15 @@ def lora_switch(given: RuleInput) -> np.ndarray:
 
 
 def fixed_selection(given: RuleInput) -> np.ndarray:
-    """Fixed selection: all layers get content while S(t) < 1, style from then on.
+    """Fixed selection: all layers get content while S(t) < 1, style from then on; with a share,
+    content while that is at least one half.
 
     The paper's sentence (section 4.3) gives content where the factor is *greater* than one. With S,
     which rises towards style, that would be style first and subject last, against its own finding
     (ii) that the subject is made in the early steps; so the sentence is taken for a slip.
     """
-    return _same_in_every_layer(given.scale < 1, given)
+    content = given.scale < 1 if given.share is None else given.share >= 0.5
+    return _same_in_every_layer(content, given)
 
 
 def random_selection(given: RuleInput) -> np.ndarray:

@@ -78,14 +78,18 @@ def make_plan(
     """
     t = progress(steps, t0)
     method = METHODS[settings.method]
-    scale = {
-        "S": lambda: klora.scale_s(t, settings.alpha, settings.beta),
-        "S*": lambda: klora.scale_s_star(t, settings.alpha, settings.beta),
-        "none": lambda: klora.scale_none(t),
-    }[settings.scale if method.uses_scale else "none"]()
+    kind = settings.scale if method.uses_scale else "none"
+    scale, share = klora.scale_none(t), None
+    if kind == "S":
+        scale = klora.scale_s(t, settings.alpha, settings.beta)
+    elif kind == "S*":
+        scale = klora.scale_s_star(t, settings.alpha, settings.beta)
+    elif kind == "share":
+        start, end = settings.share_start / 100, settings.share_end / 100
+        share = start + (end - start) * t
     gamma = None
     if method.needs_scores:
         gamma = scores.gamma(settings.gamma) if method.uses_gamma else 1.0
-    given = RuleInput(scale, len(pair.paired), settings.seed, scores, gamma)
+    given = RuleInput(scale, len(pair.paired), settings.seed, scores, gamma, share)
     names = tuple(layer.name for layer in pair.paired)
     return Plan(names, method.rule(given), t, gamma, settings.method)

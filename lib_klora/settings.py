@@ -49,6 +49,9 @@ class Field:
 NO_LORA = "None (use tags)"
 """What a person picks instead of a LoRA; to ``Settings`` it is the empty name."""
 
+SCALES = ("S", "S*", "share", "none")
+"""The paper's two, ours (methods.largest_share), and the ablation."""
+
 FIELDS = (
     Field(
         "enabled",
@@ -79,9 +82,10 @@ FIELDS = (
     Field(
         "scale",
         "Scale",
-        "S: subject, then style. S*: style, subject, style. none: no change.",
+        "S: subject, then style. S*: style, subject, style. share: the layers turn to style one "
+        "after another, from one share to the other, in every pair. none: no change.",
         "S",
-        choices=("S", "S*", "none"),
+        choices=SCALES,
     ),
     Field(
         "method",
@@ -180,7 +184,7 @@ FIELDS = (
         "Hires scale",
         "As Scale, for the hires pass.",
         "S",
-        choices=("S", "S*", "none"),
+        choices=SCALES,
     ),
     Field(
         "hires_alpha",
@@ -210,8 +214,48 @@ FIELDS = (
         high=1e9,
         whole=True,
     ),
+    Field(
+        "share_start",
+        "Share at the start",
+        "With the scale “share”: percentage of the layers that get the subject in the first step.",
+        100.0,
+        low=0,
+        high=100,
+        slider=(0, 100, 1),
+    ),
+    Field(
+        "share_end",
+        "Share at the end",
+        "With the scale “share”: percentage of the layers that still get the subject in the end.",
+        30.0,
+        low=0,
+        high=100,
+        slider=(0, 100, 1),
+    ),
+    Field(
+        "hires_share_start",
+        "Hires share at the start",
+        "As Share at the start, for the hires pass.",
+        100.0,
+        low=0,
+        high=100,
+        slider=(0, 100, 1),
+    ),
+    Field(
+        "hires_share_end",
+        "Hires share at the end",
+        "As Share at the end, for the hires pass.",
+        30.0,
+        low=0,
+        high=100,
+        slider=(0, 100, 1),
+    ),
 )
 BY_NAME = {field.name: field for field in FIELDS}
+_OF_HIRES = {
+    name: f"hires_{name}" for name in ("scale", "alpha", "beta", "share_start", "share_end")
+}
+"""A field of the schedule → the one for the hires pass."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +282,10 @@ class Settings:
     hires_alpha: float = klora.ALPHA
     hires_beta: float | None = None
     seed: int = 0
+    share_start: float = 100.0
+    share_end: float = 30.0
+    hires_share_start: float = 100.0
+    hires_share_end: float = 30.0
 
     def __post_init__(self) -> None:
         for field in FIELDS:
@@ -247,7 +295,7 @@ class Settings:
         if self.scale == "S*" and self.alpha == 0:
             raise KLoraError("alpha is 0, but S* wraps around at alpha: set alpha above 0, or S.")
         if self.hires == "as first pass":  # what is not used makes no difference
-            for name in ("hires_scale", "hires_alpha", "hires_beta"):
+            for name in _OF_HIRES.values():
                 object.__setattr__(self, name, BY_NAME[name].default)
         elif self.hires_beta is None:
             object.__setattr__(self, "hires_beta", default_beta(self.hires_scale))
@@ -264,11 +312,10 @@ class Settings:
         """These settings, as the hires pass uses them."""
         if self.hires == "as first pass":
             return self
-        own = {name: getattr(self, f"hires_{name}") for name in ("scale", "alpha", "beta")}
-        return replace(self, **own)
+        return replace(self, **{name: getattr(self, own) for name, own in _OF_HIRES.items()})
 
     def changed(self) -> dict[str, Any]:
-        """The fields that differ from the paper's defaults, in the table's order."""
+        """The fields that differ from the defaults, in the table's order."""
         default = Settings(scale=self.scale, hires=self.hires, hires_scale=self.hires_scale)
         values = {k: v for k, v in asdict(self).items() if v != getattr(default, k)}
         for name in ("scale", "hires", "hires_scale"):

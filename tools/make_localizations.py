@@ -129,9 +129,12 @@ TRANSLATIONS = {
         "始まりの位置：小さいほど主題寄り。",
     ),
     "Scale": ("缩放", "スケール"),  # a slider of img2img has this name too
-    "S: subject, then style. S*: style, subject, style. none: no change.": (
-        "S：先主体，后风格。S*：风格、主体、风格。none：不随时间变化。",
-        "S：主題、次に画風。S*：画風、主題、画風。none：変化なし。",
+    "S: subject, then style. S*: style, subject, style. share: the layers turn to style one after "
+    "another, from one share to the other, in every pair. none: no change.": (
+        "S：先主体，后风格。S*：风格、主体、风格。share：对任何一对文件，各层都按占比逐一转为风格。"
+        "none：不随时间变化。",
+        "S：主題、次に画風。S*：画風、主題、画風。share：どの組でも、設定した割合に沿って層が順に"
+        "画風へ移ります。none：変化なし。",
     ),
     "Method": ("方法", "方式"),
     "How the two LoRAs are fused. K-LoRA: the LoRA whose largest entries weigh more. Direct merge: "
@@ -223,6 +226,26 @@ TRANSLATIONS = {
         "Random selection 的种子：对同样的两个文件，相同的数字给出相同的选择。与图像的种子无关。",
         "Random selection のシード：同じ 2 つのファイルなら、同じ数で同じ選択になります。"
         "画像のシードとは別です。",
+    ),
+    "Share at the start": ("起始占比", "開始時の割合"),
+    "Share at the end": ("结束占比", "終了時の割合"),
+    "With the scale “share”: percentage of the layers that get the subject in the first step.": (
+        "缩放函数为 share 时：第一步中使用主体的层所占的百分比。",
+        "スケール関数が share のとき：最初のステップで主題を使う層の割合（%）。",
+    ),
+    "With the scale “share”: percentage of the layers that still get the subject in the end.": (
+        "缩放函数为 share 时：最后仍使用主体的层所占的百分比。",
+        "スケール関数が share のとき：最後まで主題を使う層の割合（%）。",
+    ),
+    "Hires share at the start": ("高清修复起始占比", "高解像度の開始時の割合"),
+    "Hires share at the end": ("高清修复结束占比", "高解像度の終了時の割合"),
+    "As Share at the start, for the hires pass.": (
+        "同“起始占比”，用于高清修复阶段。",
+        "「開始時の割合」の高解像度パス用。",
+    ),
+    "As Share at the end, for the hires pass.": (
+        "同“结束占比”，用于高清修复阶段。",
+        "「終了時の割合」の高解像度パス用。",
     ),
     "Preview selection": ("预览选择图", "選択をプレビュー"),
     "Paper defaults": ("论文默认值", "論文の既定値"),

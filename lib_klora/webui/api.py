@@ -38,8 +38,9 @@ class LayerPlan(BaseModel):
 
     name: str
     ratio: float | None = Field(
-        description="S_c / (γ·S_s), content while S(t) is at most this; null if S_s is 0 or if the "
-        "method does not compare the files"
+        description="S_c / (γ·S_s), content while S(t) is at most this, or, with the scale share, "
+        "while the layer is among the largest; null if S_s is 0 or if the method does not compare "
+        "the files"
     )
     content: list[bool] = Field(description="for each step: content is applied")
     style: list[bool] = Field(description="for each step: style is applied; with some methods both")

@@ -16,7 +16,7 @@ each start, and numbers ours among the host's (``/lambda_1``). Gradio 3 does nei
 components describe themselves in another form."""
 UNLISTED = {"api_name": False} if _DESCRIBES_EVENTS else {}
 """For every event: keeps it out of that description."""
-_FEW = 3
+_FEW = 4
 """Words that are shown beside each other, as radio buttons."""
 
 

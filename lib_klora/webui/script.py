@@ -15,7 +15,7 @@ from .controls import LORAS, UNLISTED, control, lora_choices, shown
 from .report_html import HINT, error_html, keep_maps, notes_html
 
 _PAIR = (*LORAS, "content_weight", "style_weight")
-_SCHEDULE = ("scale", "alpha", "beta")
+_SCHEDULE = ("scale", "alpha", "beta", "share_start", "share_end")
 
 
 class KLoraScript(scripts.Script):

@@ -16,7 +16,7 @@ from .prompt import tags_of
 
 AXES = (
     "method", "scale", "alpha", "beta", "top_k", "gamma", "layers", "seed", "content_weight",
-    "style_weight", "content", "style",
+    "style_weight", "content", "style", "share_start", "share_end",
 )  # fmt: skip
 _OF_PAIR = ("content", "style", "content_weight", "style_weight")
 _ATTRIBUTE = "klora_axes"

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from lora_samples import attention_prefixes, linears
 
@@ -104,6 +104,16 @@ def test_fixed_selection_is_content_below_one_and_style_from_there(
     assert table(plan_of("Fixed selection", steps, layers, t0=t0, **settings)) == wanted
 
 
+@given(steps=STEPS, t0=st.floats(0, 1), start=st.floats(0, 100), end=st.floats(0, 100))
+def test_fixed_selection_with_a_share_is_content_from_one_half_on(steps, t0, start, end):
+    plan = plan_of(
+        "Fixed selection", steps, 3, t0=t0, scale="share", share_start=start, share_end=end
+    )
+    share = [start + (end - start) * t for t in plan.t.tolist()]
+    assume(min(abs(x - 50) for x in share) > 1e-9)
+    assert table(plan) == [[C if x > 50 else S] * 3 for x in share]
+
+
 def test_fixed_selection_with_the_papers_numbers():
     """1.5·t + 0.5 reaches 1 at t = 1/3: content in the first three of nine steps."""
     rows = [row[0] for row in table(plan_of("Fixed selection", 9, 1))]
@@ -178,6 +188,53 @@ def test_the_ablations_are_the_papers_formula_without_one_factor(
     assert table(without_gamma) == wanted(1.0, True)
     k_lora = plan_of("K-LoRA", steps, len(rows), **settings)
     assert table(k_lora) == wanted(scores.gamma(gamma), True)
+
+
+@given(
+    rows=st.lists(st.tuples(sums, st.floats(0, 100), sums, sums), min_size=1, max_size=12),
+    steps=STEPS, t0=st.floats(0, 1), start=st.floats(0, 100), end=st.floats(0, 100),
+    method=st.sampled_from(["K-LoRA", "Without γ"]),
+    ignored=st.fixed_dictionaries({
+        "alpha": st.floats(0, 5), "beta": st.floats(0, 5),
+        "gamma": st.sampled_from(["paper", "authors"]),
+    }),
+)  # fmt: skip
+def test_a_share_hands_the_layers_over_in_the_order_of_their_ratios(
+    *, rows, steps, t0, start, end, method, ignored
+):
+    """One layer at a time is looked for, as a person would, with the ratios as fractions."""
+    assume(any(style > 0 for _, style, _, _ in rows))
+    plan = plan_of(
+        method, steps, len(rows), scores=Scores(*map(np.array, zip(*rows, strict=True))), t0=t0,
+        scale="share", share_start=start, share_end=end, **ignored,
+    )  # fmt: skip
+    left, order = dict(enumerate(rows)), []
+    while left:
+        ratio = {i: c / s if s > 0 else math.inf for i, (c, s, _, _) in left.items()}
+        first = max(ratio, key=lambda i: (ratio[i], -i))
+        order.append(first)
+        del left[first]
+    for t, found in zip(plan.t.tolist(), table(plan), strict=True):
+        number = (start + (end - start) * t) / 100 * len(rows)
+        assume(abs(number % 1 - 0.5) > 1e-9)
+        content = order[: round(number)]
+        assert found == [C if i in content else S for i in range(len(rows))]
+
+
+def test_with_a_share_a_layer_turns_once_and_the_last_step_has_what_is_left():
+    rows = np.array([[5.0, 1], [1, 5], [1, 1], [2, 1], [0, 0]])
+    scores = Scores(rows[:, 0], rows[:, 1], rows[:, 0], rows[:, 1])
+    plan = plan_of("K-LoRA", 10, 5, scores=scores, scale="share", share_end=0)
+    assert plan.content.sum(axis=1).tolist() == [5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0]
+    assert (np.diff(plan.content.astype(int), axis=0) <= 0).all()
+    # Longest content: the layer that style says nothing about, then 5, 2, 1 and 1/5.
+    assert plan.content.sum(axis=0).tolist() == [8, 2, 4, 6, 10]
+
+
+def test_a_share_is_nothing_to_a_method_without_a_scale():
+    scores = Scores(*(np.array([3.0, 1, 2]) for _ in range(4)))
+    given = {"scores": scores, "scale": "share", "share_start": 0, "share_end": 0}
+    assert table(plan_of("Top-K without scale", 3, 3, **given)) == [[C] * 3] * 4
 
 
 def test_a_file_of_zeros_only_stops_the_methods_that_balance():

@@ -18,7 +18,7 @@ from lib_klora.settings import (
 
 NUMBERS = [
     "alpha", "beta", "top_k", "content_weight", "style_weight", "hires_alpha", "hires_beta",
-    "seed",
+    "seed", "share_start", "share_end", "hires_share_start", "hires_share_end",
 ]  # fmt: skip
 SWITCHES = ["enabled", "text_encoder"]
 CHOICES = ["scale", "method", "layers", "gamma", "unpaired", "progress", "hires"]
@@ -76,6 +76,10 @@ class TestDefaults:
             "hires_alpha": 1.5,
             "hires_beta": None,
             "seed": 0,
+            "share_start": 100,
+            "share_end": 30,
+            "hires_share_start": 100,
+            "hires_share_end": 30,
         }
 
     @pytest.mark.parametrize(("scale", "beta"), [("S", 0.5), ("S*", 1.3), ("none", 0.5)])
@@ -95,6 +99,8 @@ class TestDefaults:
             ({"beta": 1.3}, {"beta": 1.3}),
             ({"style": "ink", "text_encoder": False}, {"text_encoder": False, "style": "ink"}),
             ({"method": "Random selection", "seed": 7}, {"method": "Random selection", "seed": 7}),
+            ({"scale": "share", "share_end": 30}, {"scale": "share"}),
+            ({"scale": "share", "share_end": 20}, {"scale": "share", "share_end": 20}),
         ],
     )
     def test_changed_is_what_differs_from_the_paper(self, given, changed):
@@ -263,6 +269,7 @@ class TestArgs:
         args = [
             True, 2, 0.25, "S*", "LoRA Switch", "all", "authors", 0.5, "drop", False, "restart",
             "cat", "ink", 0.8, 0.7, "own", "none", 1.1, 0.9, 5,
+            90, 20, 80, 10,
         ]  # fmt: skip
         settings = from_args(args)
         assert dict(zip(BY_NAME, args, strict=True)) == dataclasses.asdict(settings)
