@@ -102,6 +102,7 @@
     // pasted scale counts as picked (Gradio 4), and would undo the pasted β.
     function bringBeta(part, prefix) {
         part(`${prefix}scale`).addEventListener('change', (event) => {
+            if (event.target.value === 'share') return;
             const {beta, betaSStar} = part('schedule').querySelector('.klora-schedule').dataset;
             const input = part(`${prefix}beta`).querySelector('input[type=number]');
             input.value = event.target.value === 'S*' ? betaSStar : beta;

@@ -72,8 +72,8 @@ def largest_share(s_content: np.ndarray, s_style: np.ndarray, share: np.ndarray)
         share: c(t) of each step, from 0 to 1; shape [steps].
 
     Returns:
-        bool array, shape [steps, layers]: True for the c(t)·layers (rounded, a half up) with the largest
-        S_c/S_s, of equal ones those that come first.
+        bool array, shape [steps, layers]: True for the c(t)·layers (rounded, a half up) with the
+        largest S_c/S_s, of equal ones those that come first.
     """
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         ratio = np.where(s_style > 0, s_content / s_style, np.inf)

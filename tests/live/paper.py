@@ -127,6 +127,15 @@ class Choice:
         t = t0 + (1 - t0) * min(i / steps, 1)
         return self.at(alpha * t + beta)
 
+    def with_share(self, percent):
+        """{layer: role} while the content LoRA has so many percent of the layers: those in which
+        S_c/S_s is largest. Not the paper's."""
+        layers = sorted(self.top, key=lambda part: part.replace(".", "_"))
+        layers.sort(key=lambda part: -self.top[part][0] / self.top[part][1])
+        count = math.floor(round(percent / 100 * len(layers), 9) + 0.5)
+        roles = {part: "content" if i < count else "style" for i, part in enumerate(layers)}
+        return {**roles, **self.only}
+
     def other(self, method, i, scale, seed=0):
         """{layer: role} after `i` steps, by a method that the paper compares with; `scale` is S(t).
 

@@ -137,6 +137,33 @@ def test_at_every_step_every_layer_is_what_the_method_says(webui, model, pair, m
         assert_weights(call["weights"], wanted, roles, base)
 
 
+@pytest.mark.parametrize(("start", "end"), [(100, 30), (10, 90)])
+def test_at_every_step_the_layers_have_their_share(webui, model, pair, start, end):
+    if model.options:
+        pytest.skip("K-LoRA's own tests have these storage types")
+    reading, wanted, base = known_of(webui, pair)
+    fields = script(scale="share", share_start=start, share_end=end)
+    _, calls = recorded(webui, prompt=tags(*pair), steps=STEPS, alwayson_scripts=fields)
+    plan = [reading.with_share(start + (end - start) * i / STEPS) for i in range(STEPS)]
+    assert all(a != b for a, b in itertools.pairwise(plan)), "nothing flips: no test"
+    for roles, call in zip(plan, calls, strict=True):
+        assert_weights(call["weights"], wanted, roles, base)
+
+
+def test_hires_with_its_own_share(webui, expected):
+    """After a first pass with S, from the progress at which the hires pass starts."""
+    reading, wanted, base = expected
+    fields = script(hires="own", hires_scale="share", hires_share_start=80, hires_share_end=0)
+    _, calls = recorded(
+        webui, prompt=tags(*PAIR), steps=3, enable_hr=True, hr_scale=2, denoising_strength=0.6,
+        hr_second_pass_steps=4, alwayson_scripts=fields,
+    )  # fmt: skip
+    plan = [reading.step(i, 3) for i in range(3)]
+    plan += [reading.with_share(80 * (1 - (0.4 + 0.6 * i / 4))) for i in range(4)]
+    for roles, call in zip(plan, calls, strict=True):
+        assert_weights(call["weights"], wanted, roles, base)
+
+
 @pytest.fixture
 def captured(webui, model, pair, last=[]):  # noqa: B006 - the server keeps what it captured
     """Lets the server hold the weights of each role under its name, once for all methods."""
@@ -296,6 +323,8 @@ def test_the_plan_of_the_api(webui, expected, method):
     [
         ("Method", "method", ["K-LoRA", *METHODS], {}),
         ("Selection seed", "seed", [0, 1, 2], {"method": "Random selection"}),
+        ("Share at the start", "share_start", [100, 50], {"scale": "share"}),
+        ("Share at the end", "share_end", [100, 0], {"scale": "share"}),
     ],
 )
 def test_the_axes_of_a_plot(webui, label, name, values, more):

@@ -23,11 +23,16 @@ VALUES = {
     "seed": 11,
 }
 HIRES_VALUES = {"hires": "own", "hires_scale": "S*", "hires_alpha": 2, "hires_beta": 0.9}
+SHARES = (  # the scale again, because its sliders are shown with it
+    ("scale", "share"), ("share_start", 90), ("share_end", 20),
+    ("hires_scale", "share"), ("hires_share_start", 80), ("hires_share_end", 10),
+)  # fmt: skip
 PAIR_VALUES = {"content": PAIR[0], "style": PAIR[1], "content_weight": 0.8, "style_weight": 0.6}
 
 
 def test_no_control_is_forgotten_here():
-    assert {*VALUES, *HIRES_VALUES, *PAIR_VALUES, "enabled"} == set(BY_NAME)
+    shares = {name for name, _ in SHARES}
+    assert {*VALUES, *HIRES_VALUES, *shares, *PAIR_VALUES, "enabled"} == set(BY_NAME)
 
 
 def written(infotext):
@@ -63,9 +68,40 @@ def test_every_control_reaches_the_infotext(page):
         name: str(value).lower() if value is False else str(value)
         for name, value in {**VALUES, **HIRES_VALUES}.items()
     }
+    for name, value in SHARES:
+        page.set(name, value)
+        assert page.value(name) == value
+    changed = written(page.generate(until="share_end=20"))
+    assert changed.pop("files")
+    assert changed == {**found, **{name: str(value) for name, value in SHARES}}
     page.part("defaults").click()
     page.page.wait_for_timeout(1000)
     assert list(written(page.generate())) == ["files"]
+
+
+def test_each_scale_has_its_own_sliders(page):
+    def shown(*names):
+        return [page.part(name).is_visible() for name in names]
+
+    page.switch_on(advanced=True)
+    for scale, of_share in (("S", False), ("share", True), ("S*", False), ("share", True)):
+        page.set("scale", scale)
+        page.page.wait_for_timeout(300)
+        assert (
+            shown("alpha", "beta", "share_start", "share_end")
+            == [not of_share] * 2 + [of_share] * 2
+        )
+    beta = page.value("beta")
+    page.paste("a cat\nSteps: 4, Seed: 1, K-LoRA: alpha=3")
+    assert shown("alpha", "share_start") == [True, False]
+    page.set("scale", "share")
+    assert page.value("beta") == 0.5, f"the scale share has none ({beta})"
+    assert shown("hires_alpha", "hires_share_end") == [True, False]
+    page.set("hires_scale", "share")
+    page.page.wait_for_timeout(300)
+    assert shown("hires_alpha", "hires_beta", "hires_share_start", "hires_share_end") == [
+        False, False, True, True,
+    ]  # fmt: skip
 
 
 def test_picking_two_loras_does_what_two_tags_do(page):
@@ -196,7 +232,7 @@ def test_a_preview_without_a_pair_says_what_to_do(page, prompt, word):
 
 def test_the_schedule_follows_the_sliders(page):
     def drawn():
-        return page.part("schedule").locator("path").first.get_attribute("d")
+        return page.part("schedule").locator(".klora-line").get_attribute("d")
 
     page.switch_on()
     first = drawn()
@@ -219,6 +255,11 @@ def test_the_schedule_follows_the_sliders(page):
     assert drawn() == steep
     page.paste("a cat\nSteps: 4, Seed: 1, K-LoRA: alpha=3; scale=none")
     assert drawn() != steep, "nothing but the scale has changed"
+    page.paste("a cat\nSteps: 4, Seed: 1, K-LoRA: scale=share; share_end=0")
+    falling = drawn()
+    assert falling.startswith("M24 4L"), "from all layers"
+    page.set("share_start", 50)
+    assert drawn() != falling
 
 
 def test_the_sliders_have_no_event(webui):
@@ -232,7 +273,10 @@ def test_the_sliders_have_no_event(webui):
     }
     assert "script_txt2img_klora_preview" in with_event
     for tab in ("txt2img", "img2img"):
-        assert not {f"script_{tab}_klora_{name}" for name in ("alpha", "beta")} & with_event
+        assert (
+            not {f"script_{tab}_klora_{name}" for name in ("alpha", "beta", "share_start")}
+            & with_event
+        )
 
 
 def test_hires_with_its_own_schedule(webui):

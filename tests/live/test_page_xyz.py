@@ -9,6 +9,7 @@ from kloras import PAIR, script, tags
 LABELS = (
     "Method", "Scale", "α: slope", "β: start", "K multiplier", "γ: balance", "Layers",
     "Content weight", "Style weight", "Content LoRA", "Style LoRA",
+    "Share at the start", "Share at the end",
 )  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def test_the_axes_are_there(webui):
     [
         ("α: slope", "alpha", [0, 4]),
         ("β: start", "beta", [0, 2]),
-        ("Scale", "scale", ["S", "S*", "none"]),
+        ("Scale", "scale", ["S", "S*", "share", "none"]),
         ("K multiplier", "top_k", [1, 1000]),
         ("γ: balance", "gamma", ["paper", "authors"]),
         ("Layers", "layers", ["attention", "all"]),
@@ -153,11 +154,11 @@ def test_a_plot_with_every_choice_by_mouse(page):
     page.switch_on()
     page.set("alpha", 4)
     single = []
-    for scale in ("S", "S*", "none"):
+    for scale in ("S", "S*", "share", "none"):
         page.set("scale", scale)
         page.generate(tags(*PAIR), seed=7, until="" if scale == "S" else f"scale={scale}")
         single.append(page.image())
-    assert len({image.tobytes() for image in single}) == 3
+    assert len({image.tobytes() for image in single}) == 4
     page.set("scale", "S")
     plot = Plot(page)
     plot.axis("Scale")
@@ -165,10 +166,10 @@ def test_a_plot_with_every_choice_by_mouse(page):
     page.generate(seed=7, without="scale=")  # that of the first cell
     infotext = page.infotexts()[0]
     assert "X Type: [K-LoRA] Scale" in infotext
-    assert 'X Values: "S,S*,none"' in infotext
-    labels, found = cells(page.image(), 3)
-    assert ink(labels, 3) == [True] * 3
-    for scale, image, wanted in zip(("S", "S*", "none"), found, single, strict=True):
+    assert 'X Values: "S,S*,share,none"' in infotext
+    labels, found = cells(page.image(), 4)
+    assert ink(labels, 4) == [True] * 4
+    for scale, image, wanted in zip(("S", "S*", "share", "none"), found, single, strict=True):
         assert (image == wanted).all(), scale
 
 
