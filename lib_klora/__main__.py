@@ -14,6 +14,7 @@ Exit code 0: done; 1: a file cannot be used or written, the reason is on stderr;
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -208,7 +209,7 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         *files.values(), layers=settings.layers, top_k=settings.top_k, unpaired=settings.unpaired
     )
     scores, device = None, _device(options.device)
-    if METHODS[settings.method].needs_scores:
+    if METHODS[settings.method].compares:
         scores = compute_scores(
             pair,
             device,
@@ -244,7 +245,8 @@ def _print_plan(files: dict[str, LoraFile], pair: Pair, plan: Plan, gamma: str) 
         if note:
             print(f"         {note}")
     if plan.gamma is not None:
-        origin = gamma if METHODS[plan.method].uses_gamma else plan.method
+        method = METHODS[plan.method]
+        origin = (method.own_gamma or gamma) if method.uses_gamma else plan.method
         print(f"γ        {plan.gamma:.6g} ({origin})")
     print()
     if plan.layers:
@@ -265,7 +267,7 @@ def _print_steps(plan: Plan) -> None:
 def _plan_record(pair: Pair, scores: Scores | None, plan: Plan) -> dict[str, Any]:
     """A plan as JSON; a layer's choice has a letter for each step: c, s, or b for both. What a
     method does not need is null."""
-    columns = ("s_content", "s_style", "abs_content", "abs_style")
+    columns = [field.name for field in dataclasses.fields(Scores)]
     return {
         "steps": plan.steps,
         "gamma": plan.gamma,

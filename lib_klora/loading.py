@@ -112,7 +112,7 @@ class PairLoader:
         versions = tuple(on_disk[role].version for role in ROLES)
         pair_key = (*versions, settings.layers, settings.top_k, settings.unpaired)
         known = self._pairs.get(pair_key)
-        if known is not None and known[1] is None and METHODS[settings.method].needs_scores:
+        if known is not None and known[1] is None and METHODS[settings.method].compares:
             known = None
         loras, files = {}, {}
         # A host that keeps copies holds a file twice while reading it, so the larger one first.
@@ -191,7 +191,7 @@ class PairLoader:
             network=network.family,
         )
         scores = None
-        if METHODS[settings.method].needs_scores:
+        if METHODS[settings.method].compares:
             scores = compute_scores(
                 pair,
                 self._host.device(),

@@ -1,5 +1,5 @@
 """The ways to fuse two LoRAs: K-LoRA, the training-free ones that its paper compares it with
-(Table 1), and the paper's ablations (Fig. 9).
+(Table 1), the paper's ablations (Fig. 9), and a later rule.
 
 A method says, before the first step, what every paired layer gets at every step: the content LoRA,
 the style LoRA, or both. The rest (pairing, layers of one file, weights, text encoder, switching) is
@@ -24,6 +24,19 @@ RANDOM_CONTENT = 1 / 3
 """The probability of content in Random selection; the paper's."""
 
 
+Importance = tuple[np.ndarray, np.ndarray]
+
+
+def top_k_sums(scores: Scores) -> Importance:
+    """S_c and S_s (Eq. 1-4)."""
+    return scores.s_content, scores.s_style
+
+
+def energies(scores: Scores) -> Importance:
+    """‖ΔW_c‖²_F and ‖ΔW_s‖²_F, in EST-LoRA (arXiv 2508.02165)."""
+    return scores.energy_content, scores.energy_style
+
+
 @dataclass(frozen=True)
 class RuleInput:
     """What a rule may go by.
@@ -34,13 +47,15 @@ class RuleInput:
             where S(t) decides.
         layers: how many layers are paired.
         seed: for random choices.
-        scores, gamma: of the layers; None for a method without scores.
+        importance: what content and style weigh in each layer, both of shape [layers]; None for a
+            method that does not compare.
+        gamma: γ; None for such a method.
     """
 
     scale: np.ndarray
     layers: int
     seed: int
-    scores: Scores | None
+    importance: Importance | None
     gamma: float | None
     share: np.ndarray | None = None
 
@@ -52,12 +67,11 @@ class RuleInput:
 # A rule: RuleInput → uint8 of shape [steps + 1, layers], in BITS.
 
 
-def top_k_selection(given: RuleInput) -> np.ndarray:
-    """Each layer gets the LoRA whose K largest entries weigh more (Eq. 6, 8, 10)."""
-    s_content, s_style = given.scores.s_content, given.scores.s_style
+def weightier(given: RuleInput) -> np.ndarray:
+    """Each layer gets the LoRA that weighs more in it (Eq. 6, 8, 10)."""
     if given.share is not None:
-        return _either(largest_share(s_content, s_style, given.share))
-    return _either(klora.chooses_content(s_content, s_style, given.gamma, given.scale))
+        return _either(largest_share(*given.importance, given.share))
+    return _either(klora.chooses_content(*given.importance, given.gamma, given.scale))
 
 
 def largest_share(s_content: np.ndarray, s_style: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -132,23 +146,25 @@ class Method:
     Attributes:
         rule: as above.
         help: a few words for the page.
-        needs_scores: else the files are not compared at all.
+        compares: what of the two files; None: they are not compared at all.
         uses_gamma: else γ = 1.
+        own_gamma: which γ, whatever the setting is; empty: that of the setting.
         uses_scale: else S(t) = 1, and α and β mean nothing.
     """
 
     rule: Callable[[RuleInput], np.ndarray]
     help: str
-    needs_scores: bool = False
+    compares: Callable[[Scores], Importance] | None = None
     uses_gamma: bool = False
+    own_gamma: str = ""
     uses_scale: bool = False
 
 
 METHODS = {
     "K-LoRA": Method(
-        top_k_selection,
+        weightier,
         "the LoRA whose largest entries weigh more",
-        needs_scores=True,
+        compares=top_k_sums,
         uses_gamma=True,
         uses_scale=True,
     ),
@@ -159,9 +175,17 @@ METHODS = {
     ),
     "Random selection": Method(random_selection, "content with probability 1/3, else style"),
     "Top-K without scale": Method(
-        top_k_selection, "K-LoRA with S(t) = 1", needs_scores=True, uses_gamma=True
+        weightier, "K-LoRA with S(t) = 1", compares=top_k_sums, uses_gamma=True
     ),
     "Without γ": Method(
-        top_k_selection, "K-LoRA with γ = 1", needs_scores=True, uses_scale=True
+        weightier, "K-LoRA with γ = 1", compares=top_k_sums, uses_scale=True
+    ),
+    "EST-LoRA": Method(
+        weightier,
+        "as K-LoRA, by the energy of all entries and the authors' γ",
+        compares=energies,
+        uses_gamma=True,
+        own_gamma="authors",
+        uses_scale=True,
     ),
 }  # fmt: skip

@@ -26,6 +26,8 @@ class Plan:
         t: shape [steps + 1], the progress of each row.
         gamma: γ; None for a method that does not weigh the layers.
         method: its name.
+        ratio: shape [layers]: content's importance over γ times style's, which S(t) is compared
+            with; infinite where style's is 0. None like γ.
     """
 
     layers: tuple[str, ...]
@@ -33,6 +35,7 @@ class Plan:
     t: np.ndarray
     gamma: float | None
     method: str
+    ratio: np.ndarray | None = None
 
     @property
     def steps(self) -> int:
@@ -87,9 +90,12 @@ def make_plan(
     elif kind == "share":
         start, end = settings.share_start / 100, settings.share_end / 100
         share = start + (end - start) * t
-    gamma = None
-    if method.needs_scores:
-        gamma = scores.gamma(settings.gamma) if method.uses_gamma else 1.0
-    given = RuleInput(scale, len(pair.paired), settings.seed, scores, gamma, share)
+    importance = gamma = ratio = None
+    if method.compares is not None:
+        importance = content, style = method.compares(scores)
+        gamma = scores.gamma(method.own_gamma or settings.gamma) if method.uses_gamma else 1.0
+        with np.errstate(all="ignore"):
+            ratio = np.where(style > 0, content / (gamma * style), np.inf)
+    given = RuleInput(scale, len(pair.paired), settings.seed, importance, gamma, share)
     names = tuple(layer.name for layer in pair.paired)
-    return Plan(names, method.rule(given), t, gamma, settings.method)
+    return Plan(names, method.rule(given), t, gamma, settings.method, ratio)

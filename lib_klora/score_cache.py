@@ -24,7 +24,7 @@ import numpy as np
 
 from .errors import get_log
 
-VERSION = 1
+VERSION = 2
 """Of the analysis. To be raised whenever the same file would give other numbers."""
 LIMIT = 128 * 2**20
 """Bytes of all entries together, about 100 SDXL files."""
@@ -40,11 +40,13 @@ class LayerTable:
         k: int64, ascending.
         sums: fp64, the sum of the k largest |ΔW| for each of them.
         total: Σ|ΔW|.
+        energy: ‖ΔW‖²_F.
     """
 
     k: np.ndarray
     sums: np.ndarray
     total: float
+    energy: float
 
     def has(self, k: int) -> bool:
         place = int(np.searchsorted(self.k, k))
@@ -155,6 +157,7 @@ def _pack(tables: Mapping[str, LayerTable], sha256: str) -> bytes:
         "names": np.array(list(tables), dtype=np.str_),
         "lengths": np.array([len(table.k) for table in tables.values()], np.int64),
         "totals": np.array([table.total for table in tables.values()], np.float64),
+        "energies": np.array([table.energy for table in tables.values()], np.float64),
         "k": np.concatenate([np.empty(0, np.int64), *(t.k for t in tables.values())]),
         "sums": np.concatenate([np.empty(0), *(t.sums for t in tables.values())]),
     }
@@ -171,22 +174,25 @@ def _unpack(entry: Mapping[str, np.ndarray], sha256: str) -> dict[str, LayerTabl
             raise ValueError("the entry is damaged, or another file's")
 
     made_for, names, lengths = (entry[name] for name in ("made_for", "names", "lengths"))
-    totals, k, sums = (entry[name] for name in ("totals", "k", "sums"))
+    totals, energies, k, sums = (entry[name] for name in ("totals", "energies", "k", "sums"))
     check(made_for.tolist() == [f"{sha256} {VERSION}"] and names.ndim == 1)
     check(names.dtype.kind == "U" and lengths.dtype == k.dtype == np.int64)
-    check(totals.dtype == sums.dtype == np.float64)
-    check(names.shape == lengths.shape == totals.shape and k.shape == sums.shape == (len(k),))
+    check(totals.dtype == energies.dtype == sums.dtype == np.float64)
+    check(
+        names.shape == lengths.shape == totals.shape == energies.shape
+        and k.shape == sums.shape == (len(k),)
+    )
     check(bool((lengths > 0).all()) and lengths.sum() == len(k))
     ends = np.cumsum(lengths)
     inner = np.ones(len(k), bool)
     inner[ends - lengths] = False  # the first of each layer follows on nothing
     check(bool((k > 0).all() and (np.diff(k, prepend=0)[inner] > 0).all()))
-    check(bool(np.isfinite(totals).all() and np.isfinite(sums).all() and (sums >= 0).all()))
+    check(all(bool(np.isfinite(x).all() and (x >= 0).all()) for x in (totals, energies, sums)))
     check(bool((np.diff(sums, prepend=0)[inner] >= 0).all()))
     check(bool((sums <= np.repeat(totals, lengths) * (1 + 1e-6)).all()))
     return {
-        name: LayerTable(k[end - length : end], sums[end - length : end], total)
-        for name, end, length, total in zip(
-            names.tolist(), ends.tolist(), lengths.tolist(), totals.tolist(), strict=True
+        name: LayerTable(k[end - length : end], sums[end - length : end], total, energy)
+        for name, end, length, total, energy in zip(
+            *(x.tolist() for x in (names, ends, lengths, totals, energies)), strict=True
         )
     }

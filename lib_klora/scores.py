@@ -1,4 +1,4 @@
-"""The scores of a pair: S_c, S_s and Σ|ΔW| of every paired layer, at about the matmul's speed.
+"""The scores of a pair: S_c, S_s, Σ|ΔW| and ‖ΔW‖² of each layer, at about the matmul's speed.
 
 The plain way is ``klora.top_k_sum`` and ``klora.abs_sum`` of ``Layer.delta``. The way taken here
 gives the same numbers, which a test proves, in a fraction of the time and memory:
@@ -55,12 +55,15 @@ class Scores:
     Attributes:
         s_content, s_style: S_c and S_s, the top-K sums (Eq. 3, 4).
         abs_content, abs_style: Σ|ΔW|, what γ is made of (Eq. 9).
+        energy_content, energy_style: ‖ΔW‖²_F, what EST-LoRA compares.
     """
 
     s_content: np.ndarray
     s_style: np.ndarray
     abs_content: np.ndarray
     abs_style: np.ndarray
+    energy_content: np.ndarray
+    energy_style: np.ndarray
 
     def gamma(self, kind: str) -> float:
         """γ, ``kind`` as in the setting: “paper” (Eq. 9) or “authors”.
@@ -120,13 +123,15 @@ def compute_scores(
             for key, table in dict(zip(sha256, tables, strict=True)).items():
                 if key and any(changed is table for _, changed, _, _ in work):
                     cache.save(key, table)
-    columns = []
-    for table, side in zip(tables, sides, strict=True):
-        found = [(table[table_key(layer)], k) for layer, k in side]
-        columns.append(np.array([row.at(k) for row, k in found], np.float64))
-        columns.append(np.array([row.total for row, _ in found], np.float64))
-    s_content, abs_content, s_style, abs_style = columns
-    return Scores(s_content, s_style, abs_content, abs_style)
+    found = [
+        [(table[table_key(layer)], k) for layer, k in side]
+        for table, side in zip(tables, sides, strict=True)
+    ]
+    return Scores(
+        *(np.array([row.at(k) for row, k in rows], np.float64) for rows in found),
+        *(np.array([row.total for row, _ in rows], np.float64) for rows in found),
+        *(np.array([row.energy for row, _ in rows], np.float64) for rows in found),
+    )
 
 
 def _fill(
@@ -187,9 +192,9 @@ def _worth_keeping(known: LayerTable | None, layer: Layer | FusedLayer, k: int) 
 def _analyse(
     role: str, layer: Layer | FusedLayer, ks: np.ndarray, device: torch.device | str
 ) -> LayerTable:
-    """The top-K sums at every K of ``ks`` (ascending, 1..entries) and Σ|ΔW|."""
-    kept, total = _largest(layer, int(ks[ks <= _MOST_KEPT].max(initial=1)), device)
-    if not math.isfinite(total):
+    """The top-K sums at every K of ``ks`` (ascending, 1..entries), Σ|ΔW| and ‖ΔW‖²_F."""
+    kept, total, energy = _largest(layer, int(ks[ks <= _MOST_KEPT].max(initial=1)), device)
+    if not (math.isfinite(total) and math.isfinite(energy)):
         raise KLoraError(
             f"The {role} LoRA's numbers are too large to compute with in layer {layer.name}: the "
             f"training went wrong or the file is damaged, choose another file."
@@ -201,18 +206,19 @@ def _analyse(
     for i in np.flatnonzero(ks > _MOST_KEPT):
         sums[i] = total if ks[i] >= layer.entries else _sum_by_counting(layer, int(ks[i]), device)
     # The total is rounded otherwise, and a table's sums must not fall.
-    return LayerTable(ks, np.maximum.accumulate(sums), total)
+    return LayerTable(ks, np.maximum.accumulate(sums), total, energy)
 
 
 def _largest(
     layer: Layer | FusedLayer, k: int, device: torch.device | str
-) -> tuple[np.ndarray, float]:
-    """The ``k`` largest entries of |ΔW| and Σ|ΔW|: fp32, descending; fewer if the rest is zero."""
+) -> tuple[np.ndarray, float, float]:
+    """The ``k`` largest entries of |ΔW| (fp32, descending; fewer if the rest is zero), Σ|ΔW| and
+    ‖ΔW‖²_F."""
     for tau in _thresholds(layer, k, device):
-        kept, total = _above(layer, tau, k, device)
+        kept, total, energy = _above(layer, tau, k, device)
         if len(kept) >= k:
             break
-    return np.sort(kept)[::-1][:k], total
+    return np.sort(kept)[::-1][:k], total, energy
 
 
 def _thresholds(layer: Layer | FusedLayer, k: int, device: torch.device | str) -> Iterator[float]:
@@ -229,19 +235,21 @@ def _thresholds(layer: Layer | FusedLayer, k: int, device: torch.device | str) -
 
 def _above(
     layer: Layer | FusedLayer, tau: float, k: int, device: torch.device | str
-) -> tuple[np.ndarray, float]:
-    """All entries of |ΔW| above ``tau``, or at least the ``k`` largest if they are many; Σ|ΔW|."""
-    kept, count, total = [], 0, 0.0
+) -> tuple[np.ndarray, float, float]:
+    """All entries of |ΔW| above ``tau``, or at least the ``k`` largest if they are many; Σ|ΔW|;
+    ‖ΔW‖²_F."""
+    kept, count, total, energy = [], 0, 0.0, 0.0
     for block in blocks(layer, device):
         # fp32 within a row, fp64 from row to row.
         total += block.sum(1).cpu().numpy().sum(dtype=np.float64)
+        energy += np.square(block.norm(dim=1).cpu().numpy(), dtype=np.float64).sum()
         kept.append(_select(block, tau))
         count += len(kept[-1])
         if count > 2 * k + _SLACK:
             kept = [_only_largest(kept, k)]
             # Entries equal to this one are not needed any more: there are k without them.
             tau, count = float(kept[0].min()), k
-    return np.concatenate(kept), float(total)
+    return np.concatenate(kept), float(total), float(energy)
 
 
 def _only_largest(parts: list[np.ndarray], k: int) -> np.ndarray:

@@ -20,7 +20,6 @@ from .hosts import Fusion, Host
 from .loading import LoadedPair, PairLoader
 from .plan import Plan, make_plan
 from .report import REFINER_WITHOUT, PassReport, Report
-from .scores import Scores
 from .settings import Settings
 from .steps import Pass
 from .tag import CONTENT, STYLE, Tag, TagPair, pair_tags, parse_tags
@@ -239,10 +238,9 @@ class Session:
         steps: int,
         t0: float = 0.0,
         progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[Report, Scores | None]:
-        """The choice that a generation of ``steps`` steps from progress ``t0`` would make, and the
-        scores if the method needs them; nothing is applied. The caller ensures that no
-        generation runs meanwhile.
+    ) -> Report:
+        """The choice that a generation of ``steps`` steps from progress ``t0`` would make; nothing
+        is applied. The caller ensures that no generation runs meanwhile.
 
         Raises KLoraError where the generation would be made without K-LoRA.
         """
@@ -261,7 +259,7 @@ class Session:
         report.notes += loaded.notes
         plan = make_plan(loaded.pair, loaded.scores, settings, steps, t0)
         report.show(PassReport((request.content.name, request.style.name), loaded.pair, plan))
-        return report, loaded.scores
+        return report
 
     # -- request → pair → fusion ------------------------------------------------------------------
 

@@ -141,17 +141,19 @@ TRANSLATIONS = {
     "both LoRAs in every layer and step. LoRA Switch: content and style in turn, step by step. "
     "Fixed selection: content while S(t) is below 1, then style. Random selection: content with "
     "probability 1/3, else style. Top-K without scale: K-LoRA with S(t) = 1. Without γ: K-LoRA "
-    "with γ = 1.": (
+    "with γ = 1. EST-LoRA: as K-LoRA, by the energy of all entries and the authors' γ.": (
         "两个 LoRA 的融合方式。K-LoRA：采用最大元素更重的 LoRA。"
         "Direct merge：每层每步同时使用两个 LoRA。LoRA Switch：内容与风格逐步交替。"
         "Fixed selection：S(t) 小于 1 时用内容，之后用风格。"
         "Random selection：以 1/3 的概率用内容，否则用风格。"
-        "Top-K without scale：S(t) = 1 的 K-LoRA。Without γ：γ = 1 的 K-LoRA。",
+        "Top-K without scale：S(t) = 1 的 K-LoRA。Without γ：γ = 1 的 K-LoRA。"
+        "EST-LoRA：同 K-LoRA，但比较全部元素的能量，并用作者程序的 γ。",
         "2 つの LoRA の融合方式。K-LoRA：最大要素の重い方の LoRA。"
         "Direct merge：全層・全ステップで両方。LoRA Switch：1 ステップごとに内容と画風を交互に。"
         "Fixed selection：S(t) が 1 未満の間は内容、以後は画風。"
         "Random selection：確率 1/3 で内容、それ以外は画風。"
-        "Top-K without scale：S(t) = 1 の K-LoRA。Without γ：γ = 1 の K-LoRA。",
+        "Top-K without scale：S(t) = 1 の K-LoRA。Without γ：γ = 1 の K-LoRA。"
+        "EST-LoRA：K-LoRA と同様だが、全要素のエネルギーと著者のプログラムの γ を使用。",
     ),
     "Layers": ("层", "層"),
     "attention: the layers of the paper, everything else in the files is left out. all: every "

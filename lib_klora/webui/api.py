@@ -38,9 +38,9 @@ class LayerPlan(BaseModel):
 
     name: str
     ratio: float | None = Field(
-        description="S_c / (γ·S_s), content while S(t) is at most this, or, with the scale share, "
-        "while the layer is among the largest; null if S_s is 0 or if the method does not compare "
-        "the files"
+        description="S_c / (γ·S_s), or what the method has in their place: content while S(t) is "
+        "at most this, with the scale share while it is among the largest; null if S_s is 0 or if "
+        "the method does not compare the files"
     )
     content: list[bool] = Field(description="for each step: content is applied")
     style: list[bool] = Field(description="for each step: style is applied; with some methods both")
@@ -124,14 +124,11 @@ def _plan(network: Any, request: PlanRequest) -> dict[str, Any]:
     settings = from_fields({**request.settings, **named})
     with queue_lock, torch.no_grad():
         # Nobody can interrupt it, and what the last generation's Interrupt left does not count.
-        report, scores = network.session.preview(
+        report = network.session.preview(
             [], settings, request.steps, request.t0, progress=lambda done, total: None
         )
     plan, pair = report.passes[0].plan, report.passes[0].pair
-    ratios = [math.inf] * len(plan.layers)
-    if plan.gamma is not None:
-        pairs = zip(scores.s_content, plan.gamma * scores.s_style, strict=True)
-        ratios = [c / s if s > 0 else math.inf for c, s in pairs]
+    ratios = [math.inf] * len(plan.layers) if plan.ratio is None else plan.ratio.tolist()
     return {
         "method": plan.method,
         "gamma": plan.gamma,
@@ -141,7 +138,7 @@ def _plan(network: Any, request: PlanRequest) -> dict[str, Any]:
         "layers": [
             {
                 "name": name,
-                "ratio": float(ratio) if math.isfinite(ratio) else None,
+                "ratio": ratio if math.isfinite(ratio) else None,
                 "content": plan.content[:-1, i].tolist(),
                 "style": plan.style[:-1, i].tolist(),
             }

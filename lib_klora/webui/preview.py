@@ -39,7 +39,7 @@ def previewer(network: Any, names: Sequence[str]) -> Callable:
             is_img2img = names[0].startswith("img2img")
             steps, t0 = _steps(of_host, is_img2img)
             with queue_lock, torch.no_grad():
-                report, _ = network.session.preview(
+                report = network.session.preview(
                     tags_of(of_host.get("prompt") or "", of_host.get("styles") or []),
                     settings,
                     steps,

@@ -146,6 +146,8 @@ def assert_exact(table, layer, ks) -> None:
     for k in ks:
         assert table.at(int(k)) == pytest.approx(running[k - 1], rel=1e-6, abs=noise)
     assert table.total == pytest.approx(running[-1], rel=1e-6, abs=noise)
+    energy = np.square(reference(layer)).sum()
+    assert table.energy == pytest.approx(energy, rel=2e-6, abs=noise * (2 * running[-1] + noise))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from lib_klora.settings import Settings
 C, S = "content", "style"
 NAMES = (
     "K-LoRA", "Direct merge", "LoRA Switch", "Fixed selection", "Random selection",
-    "Top-K without scale", "Without γ",
+    "Top-K without scale", "Without γ", "EST-LoRA",
 )  # fmt: skip
 WITHOUT_SCORES = ("Direct merge", "LoRA Switch", "Fixed selection", "Random selection")
 STEPS = st.integers(1, 60)
@@ -48,7 +48,7 @@ def plan_of(method, steps, layers, *, scores=None, t0=0.0, **settings):
 
 def test_the_list():
     assert tuple(METHODS) == NAMES
-    assert tuple(name for name, x in METHODS.items() if not x.needs_scores) == WITHOUT_SCORES
+    assert tuple(name for name, x in METHODS.items() if x.compares is None) == WITHOUT_SCORES
     assert BITS == {C: 1, S: 2}
     assert sum(BITS.values()) == BOTH
 
@@ -69,7 +69,7 @@ def test_of_no_layers_there_is_nothing_to_say(method):
     a, b = (
         parse_lora(x, linears(attention_prefixes(4)[i : i + 2])) for x, i in (("a", 0), ("b", 2))
     )
-    scores = Scores(*(np.empty(0) for _ in range(4)))
+    scores = Scores(*(np.empty(0) for _ in range(6)))
     plan = make_plan(pair_files(a, b), scores, Settings(method=method), 3)
     assert plan.choice.shape == (4, 0)
 
@@ -163,7 +163,7 @@ sums = st.floats(0.01, 100)
 
 
 @given(
-    rows=st.lists(st.tuples(sums, sums, sums, sums), min_size=1, max_size=12), steps=STEPS,
+    rows=st.lists(st.tuples(*[sums] * 6), min_size=1, max_size=12), steps=STEPS,
     alpha=st.floats(0, 5), beta=st.floats(0, 5), gamma=st.sampled_from(["paper", "authors"]),
     scale=st.sampled_from(["S", "none"]),
 )  # fmt: skip
@@ -177,7 +177,7 @@ def test_the_ablations_are_the_papers_formula_without_one_factor(
         result = []
         for step in range(steps + 1):
             s = alpha * min(step / steps, 1) + beta if scaled and scale == "S" else 1.0
-            result.append([C if c >= balance * s * x else S for c, x, _, _ in rows])
+            result.append([C if c >= balance * s * x else S for c, x, *_ in rows])
         return result
 
     without_scale = plan_of("Top-K without scale", steps, len(rows), **settings)
@@ -191,7 +191,7 @@ def test_the_ablations_are_the_papers_formula_without_one_factor(
 
 
 @given(
-    rows=st.lists(st.tuples(sums, st.floats(0, 100), sums, sums), min_size=1, max_size=12),
+    rows=st.lists(st.tuples(sums, st.floats(0, 100), *[sums] * 4), min_size=1, max_size=12),
     steps=STEPS, t0=st.floats(0, 1), start=st.floats(0, 100), end=st.floats(0, 100),
     method=st.sampled_from(["K-LoRA", "Without γ"]),
     ignored=st.fixed_dictionaries({
@@ -203,14 +203,14 @@ def test_a_share_hands_the_layers_over_in_the_order_of_their_ratios(
     *, rows, steps, t0, start, end, method, ignored
 ):
     """One layer at a time is looked for, as a person would, with the ratios as fractions."""
-    assume(any(style > 0 for _, style, _, _ in rows))
+    assume(any(style > 0 for _, style, *_ in rows))
     plan = plan_of(
         method, steps, len(rows), scores=Scores(*map(np.array, zip(*rows, strict=True))), t0=t0,
         scale="share", share_start=start, share_end=end, **ignored,
     )  # fmt: skip
     left, order = dict(enumerate(rows)), []
     while left:
-        ratio = {i: c / s if s > 0 else math.inf for i, (c, s, _, _) in left.items()}
+        ratio = {i: c / s if s > 0 else math.inf for i, (c, s, *_) in left.items()}
         first = max(ratio, key=lambda i: (ratio[i], -i))
         order.append(first)
         del left[first]
@@ -223,7 +223,7 @@ def test_a_share_hands_the_layers_over_in_the_order_of_their_ratios(
 
 def test_with_a_share_a_layer_turns_once_and_the_last_step_has_what_is_left():
     rows = np.array([[5.0, 1], [1, 5], [1, 1], [2, 1], [0, 0]])
-    scores = Scores(rows[:, 0], rows[:, 1], rows[:, 0], rows[:, 1])
+    scores = Scores(*[rows[:, 0], rows[:, 1]] * 3)
     plan = plan_of("K-LoRA", 10, 5, scores=scores, scale="share", share_end=0)
     assert plan.content.sum(axis=1).tolist() == [5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0]
     assert (np.diff(plan.content.astype(int), axis=0) <= 0).all()
@@ -232,13 +232,13 @@ def test_with_a_share_a_layer_turns_once_and_the_last_step_has_what_is_left():
 
 
 def test_a_share_is_nothing_to_a_method_without_a_scale():
-    scores = Scores(*(np.array([3.0, 1, 2]) for _ in range(4)))
+    scores = Scores(*(np.array([3.0, 1, 2]) for _ in range(6)))
     given = {"scores": scores, "scale": "share", "share_start": 0, "share_end": 0}
     assert table(plan_of("Top-K without scale", 3, 3, **given)) == [[C] * 3] * 4
 
 
 def test_a_file_of_zeros_only_stops_the_methods_that_balance():
-    scores = Scores(*(np.array([x, x], float) for x in (1, 0, 1, 0)))
+    scores = Scores(*(np.array([x, x], float) for x in (1, 0) * 3))
     for method in ("K-LoRA", "Top-K without scale"):
         with pytest.raises(KLoraError, match="style LoRA is zero"):
             plan_of(method, 3, 2, scores=scores)

@@ -101,8 +101,8 @@ def test_a_sum_over_all_entries_is_no_smaller_than_one_over_fewer(cache, monkeyp
     above = scores._above
 
     def rounded_down(*args):
-        kept, total = above(*args)
-        return kept, total * (1 - 1e-7)
+        kept, total, energy = above(*args)
+        return kept, total * (1 - 1e-7), energy
 
     monkeypatch.setattr(scores, "_above", rounded_down)
     monkeypatch.setattr(scores, "_MOST_KEPT", 1990)
@@ -302,7 +302,7 @@ def test_what_is_no_hash_is_refused(cache, name):
 
 def table(entries: int = 1000) -> dict[str, LayerTable]:
     k = np.arange(1, entries + 1)
-    return {"layer": LayerTable(k, np.arange(entries) * 1.0, float(entries))}
+    return {"layer": LayerTable(k, np.arange(entries) * 1.0, float(entries), float(entries))}
 
 
 def sha(i: int) -> str:
@@ -398,7 +398,7 @@ mine = float(sys.argv[3])
 cache = ScoreCache(sys.argv[2])
 k = np.arange(1, 5001)
 for _ in range(150):
-    cache.save("a" * 64, {"layer": LayerTable(k, np.full(5000, mine), mine)})
+    cache.save("a" * 64, {"layer": LayerTable(k, np.full(5000, mine), mine, mine)})
     table = cache.load("a" * 64)["layer"]
     assert (table.sums == table.total).all() and len(table.k) == 5000, table
 """

@@ -108,7 +108,7 @@ def test_finite_factors_of_an_infinite_product_are_told(role):
 
 
 class TestGamma:
-    SCORES = Scores(*(np.array(x, float) for x in ([1, 1], [1, 1], [6, 3], [2, 3])))
+    SCORES = Scores(*(np.array(x, float) for x in ([1, 1], [1, 1], [6, 3], [2, 3], [1, 1], [1, 1])))
 
     def test_paper(self):
         assert self.SCORES.gamma("paper") == 9 / 5
@@ -118,12 +118,12 @@ class TestGamma:
 
     @pytest.mark.parametrize("kind", ["paper", "authors"])
     def test_nothing_paired_is_one(self, kind):
-        assert Scores(*(np.empty(0) for _ in range(4))).gamma(kind) == 1
+        assert Scores(*(np.empty(0) for _ in range(6))).gamma(kind) == 1
 
     @pytest.mark.parametrize("kind", ["paper", "authors"])
     @pytest.mark.parametrize(("sums", "role"), [((0, 1), "content"), ((1, 0), "style")])
     def test_file_of_zeros_is_an_error_that_names_its_role(self, kind, sums, role):
-        scores = Scores(*(np.full(3, float(x)) for x in (*sums, *sums)))
+        scores = Scores(*(np.full(3, float(x)) for x in (*sums, *sums, *sums)))
         with pytest.raises(KLoraError, match=role):
             scores.gamma(kind)
 
@@ -133,7 +133,8 @@ def triple_loop(scores: Scores, settings: Settings, steps: int, t0: float) -> li
     layers = range(len(scores.s_content))
     content = [float(scores.abs_content[i]) for i in layers]
     style = [float(scores.abs_style[i]) for i in layers]
-    if settings.gamma == "paper":
+    est = settings.method == "EST-LoRA"
+    if settings.gamma == "paper" and not est:
         gamma = sum(content) / sum(style)
     else:
         ratios = [content[i] / style[i] for i in layers]
@@ -146,22 +147,26 @@ def triple_loop(scores: Scores, settings: Settings, steps: int, t0: float) -> li
         scale = 1.0 if settings.scale == "none" else settings.alpha * t + settings.beta
         if settings.scale == "S*":
             scale = math.fmod(scale, settings.alpha)
-        rows.append(
-            [float(scores.s_content[i]) >= gamma * scale * float(scores.s_style[i]) for i in layers]
-        )
+        c, s = scores.s_content, scores.s_style
+        if est:
+            c, s = scores.energy_content, scores.energy_style
+        rows.append([float(c[i]) >= gamma * scale * float(s[i]) for i in layers])
     return rows
 
 
 @pytest.mark.parametrize("gamma", ["paper", "authors"])
 @pytest.mark.parametrize("scale", ["S", "S*", "none"])
 @pytest.mark.parametrize("seed", range(8))
-def test_plan_equals_the_triple_loop(pair, seed, scale, gamma):
+@pytest.mark.parametrize("method", ["K-LoRA", "EST-LoRA"])
+def test_plan_equals_the_triple_loop(pair, method, seed, scale, gamma):
     dice = random.Random(seed)
     layers = len(pair.paired)
     top = [[dice.uniform(0.2, 3) for _ in range(layers)] for _ in range(2)]
     total = [[dice.uniform(5, 60) for _ in range(layers)] for _ in range(2)]
-    scores = Scores(*map(np.array, (*top, *total)))
+    energy = [[dice.uniform(0.2, 3) for _ in range(layers)] for _ in range(2)]
+    scores = Scores(*map(np.array, (*top, *total, *energy)))
     settings = Settings(
+        method=method,
         scale=scale,
         gamma=gamma,
         alpha=dice.choice([1.5, 0.7, 3.0]),

@@ -992,7 +992,7 @@ class TestPreview:
     def test_it_tells_what_a_generation_would(self, session, host):
         host.present = Model(PREFIXES[1:])
         named = Settings(content="oil", style="oil")
-        report, _ = session.preview(TAGS, named, 4)
+        report = session.preview(TAGS, named, 4)
         assert len(report.notes) == 3
         told = generate(session, settings=named).comments
         assert [f"K-LoRA: {note}" for note in report.notes] == list(told)
@@ -1000,7 +1000,7 @@ class TestPreview:
     def test_it_is_for_the_checkpoint_that_a_generation_would_load(self, session, host):
         generate(session)
         host.prepare_model = lambda: setattr(host, "present", Model(PREFIXES[1:]))
-        report, _ = session.preview(TAGS, OFF, 4)
+        report = session.preview(TAGS, OFF, 4)
         assert len(report.passes[0].pair.paired) == 7
 
 
@@ -1290,9 +1290,8 @@ class TestMethods:
         assert host.attached is not None
         assert host.count("show_progress") == 0
         assert not (folder / "cache").exists()
-        report, scores = session.preview(TAGS, of(method), 4)
+        report = session.preview(TAGS, of(method), 4)
         assert host.count("show_progress") == 0
-        assert scores is None
         assert report.passes[0].plan.gamma is None
 
     @pytest.mark.parametrize("role_last", ["content", "style"])

@@ -97,17 +97,19 @@ class Choice:
         c, s = joined(c, whole), joined(s, whole)
         self.only = {part: "content" for part in c if part not in s}
         self.only |= {part: "style" for part in s if part not in c}
-        self.top = {}
+        self.top, self.total, self.energy = {}, {}, {}
         sums = [0.0, 0.0]
         for part in c.keys() & s.keys():
             rank_c, rank_s = c[part][1] or s[part][1], s[part][1] or c[part][1]
             k = min(rank_c * rank_s, c[part][0].numel())
-            row = []
+            row, total, energy = [], [], []
             for side, (matrix, _) in enumerate((c[part], s[part])):
                 values = sorted(matrix.abs().flatten().tolist(), reverse=True)
                 row.append(math.fsum(values[:k]))
-                sums[side] += math.fsum(values)
-            self.top[part] = row
+                total.append(math.fsum(values))
+                energy.append(math.fsum(x * x for x in values))
+                sums[side] += total[-1]
+            self.top[part], self.total[part], self.energy[part] = row, total, energy
         self.gamma = sums[0] / sums[1] if self.top else 1.0
 
     def ratios(self):
@@ -157,4 +159,11 @@ class Choice:
         elif method == "Without γ":
             tops = [self.top[layer] for layer in layers]
             roles = ["content" if c >= scale * s else "style" for c, s in tops]
+        elif method == "EST-LoRA":  # arXiv 2508.02165, with γ of the authors' K-LoRA program
+            ratios = [c / s for c, s in self.total.values()]
+            mean = sum(ratios) / len(ratios)
+            ratios = [ratio for ratio in ratios if ratio < 3 * mean]
+            gamma = sum(ratios) / len(ratios)
+            found = [self.energy[layer] for layer in layers]
+            roles = ["content" if c / gamma >= scale * s else "style" for c, s in found]
         return {**dict(zip(layers, roles, strict=True)), **self.only}

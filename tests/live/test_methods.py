@@ -10,7 +10,7 @@ from test_page_xyz import plot
 STEPS = 6
 METHODS = (
     "Direct merge", "LoRA Switch", "Fixed selection", "Random selection", "Top-K without scale",
-    "Without γ",
+    "Without γ", "EST-LoRA",
 )  # fmt: skip
 CHANGING = [method for method in METHODS if method not in ("Direct merge", "Top-K without scale")]
 
