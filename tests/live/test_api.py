@@ -3,6 +3,8 @@
 import pytest
 from kloras import PAIR, script, tags
 
+from lib_klora.settings import FIELDS
+
 
 def text_of(result):
     """A result's `K-LoRA` parameter."""
@@ -19,7 +21,7 @@ def test_it_is_listed_in_both_tabs(webui):
         for entry in webui.get("/sdapi/v1/script-info")
         if entry["name"] == "k-lora" and not entry["is_img2img"]
     ]
-    assert len(info["args"]) == 20
+    assert [arg["label"] for arg in info["args"]] == [field.label for field in FIELDS]
     assert info["args"][0]["value"] is False
 
 
