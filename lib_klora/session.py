@@ -244,7 +244,7 @@ class Session:
 
         Raises KLoraError where the generation would be made without K-LoRA.
         """
-        request = parse_tags(tags) or _named_pair(settings)
+        request = parse_tags(tags) or named_pair(settings)
         if request is None:
             raise KLoraError(
                 "No LoRAs are given: choose a content and a style LoRA, or write two "
@@ -273,7 +273,7 @@ class Session:
             self._report.note(p, _TAGS_WIN)
         request = parse_tags(tags)
         if request is None and not (hires and prompts_have_tags(p)):
-            request = _named_pair(settings)  # the first pass's tags go first in the hires pass too
+            request = named_pair(settings)  # the first pass's tags go first in the hires pass too
         if request is None:
             if settings.enabled and not prompts_have_tags(p):
                 raise KLoraError(
@@ -394,7 +394,7 @@ def prompts_have_tags(p: Any) -> bool:
     return any("klora" in (getattr(p, name, None) or ()) for name in prompts)
 
 
-def _named_pair(settings: Settings) -> TagPair | None:
+def named_pair(settings: Settings) -> TagPair | None:
     """The pair that the settings name instead of tags."""
     if not settings.content and not settings.style:
         return None

@@ -50,6 +50,7 @@ CLEAR_CACHE = "Clear cache"
 ANALYSING = "Analysing"
 HINT = "Choose a content and a style LoRA, or write", "in the prompt."
 """Before and after an example of two tags."""
+COMPARE, COMPARE_WAYS, COMPARE_SEEDS = "K-LoRA: compare", "Ways", "Seeds, one row each"
 NOT_EVERY = "Not every picture of this run has K-LoRA."
 OFF = "The K-LoRA box is not ticked: pictures do not use what is chosen here."
 

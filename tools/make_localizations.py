@@ -21,7 +21,8 @@ NAMES = {"K-LoRA"}
 """Not translated."""
 OTHER_TEXTS = (
     page.PREVIEW, page.DEFAULTS, page.ADVANCED, NO_LORA, *page.HINT, page.ANALYSING,
-    page.CLEAR_CACHE, "subject", "style", "Content LoRA: refresh",
+    page.CLEAR_CACHE, page.COMPARE, page.COMPARE_WAYS, page.COMPARE_SEEDS, "subject", "style",
+    "Content LoRA: refresh",
     "K-LoRA: use as content. Again to remove; the other letter swaps the roles.",
     "K-LoRA: use as style. Again to remove; the other letter swaps the roles.",
 )  # fmt: skip
@@ -253,6 +254,9 @@ TRANSLATIONS = {
     "Paper defaults": ("论文默认值", "論文の既定値"),
     "Advanced": ("高级", "詳細"),
     NO_LORA: ("无（使用标签）", "なし（タグを使用）"),
+    "K-LoRA: compare": ("K-LoRA：对比", "K-LoRA：比較"),
+    "Ways": ("方式", "方式の種類"),
+    "Seeds, one row each": ("种子数（每个一行）", "シードの数（1 つにつき 1 行）"),
     "Clear cache": ("清除缓存", "キャッシュを消去"),
     "Choose a content and a style LoRA, or write": (
         "请选择内容 LoRA 和风格 LoRA，或在提示词中写入",

@@ -14,10 +14,10 @@ from ..hosts import Host
 from ..session import Session, prompts_have_tags
 from ..settings import Settings, from_args
 from .options import tag_defaults, tags_work_alone
+from .overrides import overridden, overrides
 from .prompt import tags_of_batch
 from .report_html import Runs
 from .script import KLoraScript
-from .xyz import has_axes, with_axes
 
 _TEXT_STATE = "klora text state"
 """Shows the hosts' caches of encoded text what K-LoRA adds to the text encoders: their key includes
@@ -137,7 +137,7 @@ class UnavailableNetwork(extra_networks.ExtraNetwork):
 
     def activate(self, p: Any, params_list: list) -> None:
         try:
-            wanted = bool(params_list) or _accordion_of(p, False).enabled
+            wanted = bool(params_list) or accordion_of(p, False).enabled
         except KLoraError:
             wanted = True
         if wanted:
@@ -150,9 +150,10 @@ class UnavailableNetwork(extra_networks.ExtraNetwork):
 
 def _settings_of(p: Any, has_tags: bool) -> Settings:
     """The settings of a generation, for the pass that is being prepared."""
-    settings = with_axes(p, _accordion_of(p, has_tags))
+    settings = overridden(p, accordion_of(p, has_tags))
     named = settings.content or settings.style
-    if has_axes(p) and not (prompts_have_tags(p) or named or settings.enabled):
+    asked = bool(overrides(p)) and overrides(p).get("enabled", True)
+    if asked and not (prompts_have_tags(p) or named or settings.enabled):
         raise KLoraError(
             "The plot has an axis of K-LoRA, but no LoRAs are given: write two <klora:NAME> tags, "
             "or name a content and a style LoRA."
@@ -187,7 +188,7 @@ def _for_refiner(
     return tags, settings
 
 
-def _accordion_of(p: Any, has_tags: bool) -> Settings:
+def accordion_of(p: Any, has_tags: bool) -> Settings:
     """The accordion's settings of a generation, or the defaults for tags where it is off or the
     generation has no scripts (a nested one may not).
 

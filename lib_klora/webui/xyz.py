@@ -3,15 +3,15 @@ own (extensions-builtin/xyz)."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modules import scripts
 
 from ..errors import KLoraError
-from ..settings import BY_NAME, Field, Settings, checked, default_beta
+from ..settings import BY_NAME, Field, checked
 from .controls import LORAS
+from .overrides import override
 from .prompt import tags_of
 
 AXES = (
@@ -19,7 +19,6 @@ AXES = (
     "style_weight", "content", "style", "share_start", "share_end",
 )  # fmt: skip
 _OF_PAIR = ("content", "style", "content_weight", "style_weight")
-_ATTRIBUTE = "klora_axes"
 
 
 def add_axes(host: Any) -> None:
@@ -31,25 +30,9 @@ def add_axes(host: Any) -> None:
             return
 
 
-def has_axes(p: Any) -> bool:
-    """Whether the generation is a cell of a plot with one of our axes."""
-    return bool(getattr(p, _ATTRIBUTE, None))
-
-
-def with_axes(p: Any, settings: Settings) -> Settings:
-    """The settings of one cell of a plot; as they are outside of one."""
-    values = getattr(p, _ATTRIBUTE, None)
-    if not values:
-        return settings
-    values = dict(values)
-    if "scale" in values and "beta" not in values and settings.beta == default_beta(settings.scale):
-        values["beta"] = default_beta(values["scale"])  # each scale with its own start
-    return replace(settings, **values)
-
-
 def _axis(xyz: Any, field: Field, host: Any) -> Any:
     def apply(p: Any, value: Any, _) -> None:
-        setattr(p, _ATTRIBUTE, {**getattr(p, _ATTRIBUTE, {}), field.name: value})
+        override(p, **{field.name: value})
 
     def confirm(p: Any, values: list) -> None:
         """Raises before the first image; the host shows the sentence."""
