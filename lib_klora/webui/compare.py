@@ -11,6 +11,7 @@ import gradio as gr
 from modules import errors, images, processing, scripts, shared
 from PIL import Image
 
+from .. import infotext
 from ..errors import KLoraError
 from ..methods import METHODS
 from ..session import named_pair
@@ -156,6 +157,14 @@ def _make(p: Any, cells: list[tuple[str, Any]], count: int) -> dict[tuple[int, s
     return made
 
 
+def _label(way: str, cells: list[Any]) -> list[Any]:
+    """What stands above a column: also that a picture in it is without K-LoRA."""
+    lines = [images.GridAnnotation(way)]
+    if any(infotext.ERROR_KEY in cell.extra_generation_params for cell in cells):
+        lines.append(images.GridAnnotation("(failed: without K-LoRA)"))
+    return lines
+
+
 def _with_sheet(p: Any, ways: list[str], made: dict[tuple[int, str], Any]) -> Any:
     """All pictures, behind a sheet of them."""
     rows = sorted({row for row, _ in made})
@@ -171,7 +180,7 @@ def _with_sheet(p: Any, ways: list[str], made: dict[tuple[int, str], Any]) -> An
         images.image_grid(pictures, rows=len(rows)),
         width,
         height,
-        [[images.GridAnnotation(way)] for way in ways],
+        [_label(way, [made[at][0] for at in made if at[1] == way]) for way in ways],
         [[images.GridAnnotation(seed)] for seed in seeds],
         _MARGIN,
     )
