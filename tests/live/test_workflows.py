@@ -292,18 +292,18 @@ def test_the_name_in_a_file_counts_while_no_other_file_has_it(webui):
     """As for `<lora:>`, which would not know either which of them is meant."""
     paths = [webui.loras / f"{name}.safetensors" for name in ("first_twin", "second_twin")]
     tensors = load_file(webui.loras / f"{PAIR[0]}.safetensors")
-    unknown = []
+    told = []
     try:
         for path in paths:
             save_file(tensors, path, {"ss_output_name": "twin"})
             webui.refresh_loras()
             text = webui.txt2img(prompt=tags("twin", PAIR[1]), steps=2).infotexts[0]
-            unknown.append("There is no LoRA “twin”" in text)
+            told.append("2 LoRAs have the alias “twin”" in text)
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
         webui.refresh_loras()
-    assert unknown == [False, True]
+    assert told == [False, True]
 
 
 @pytest.mark.needs("several LoRA folders")
