@@ -13,14 +13,16 @@
 
     const x = (t) => LEFT + (WIDTH - LEFT - 4) * t;
 
-    // `below` and `above`: the areas where the subject and the style go; `mark`: the height `at` an
-    // axis label.
-    function framed(below, above, path, mark, at) {
+    // `below` and `above`: the areas where the subject and the style go; `mark`: a label of the axis,
+    // at the height `at`; `falls`: where the line leaves room for the words.
+    function framed(below, above, path, mark, at, falls) {
         const low = HEIGHT - BOTTOM, right = x(1);
+        const word = (text, y, isRight) => isRight ?
+            `<text x="${right - 4}" y="${y}" text-anchor="end">${text}</text>` :
+            `<text x="${LEFT + 4}" y="${y}">${text}</text>`;
         return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}">` +
             `<path class="klora-above" d="${above}Z"/><path class="klora-below" d="${below}Z"/>` +
-            `<text x="${LEFT + 4}" y="14">style</text>` +
-            `<text x="${right - 4}" y="${low - 4}" text-anchor="end">subject</text>` +
+            word('style', 14, falls) + word('subject', low - 4, !falls) +
             `<text x="${LEFT - 4}" y="${at + 3}" text-anchor="end">${mark}</text>` +
             `<text x="${LEFT}" y="${HEIGHT - 3}">t = 0</text>` +
             `<text x="${right}" y="${HEIGHT - 3}" text-anchor="end">1</text>` +
@@ -31,7 +33,7 @@
         const low = HEIGHT - BOTTOM;
         const y = (percent) => 4 + (low - 4) * (1 - percent / 100);
         const line = `M${x(0)} ${y(start)}L${x(1)} ${y(end)}`;
-        return framed(`${line}V${low}H${LEFT}`, `${line}V4H${LEFT}`, line, '½', y(50));
+        return framed(`${line}V${low}H${LEFT}`, `${line}V4H${LEFT}`, line, '½', y(50), end <= start);
     }
 
     function svg(alpha, beta, scale) {
@@ -47,7 +49,7 @@
             path += `${jump ? 'M' : 'L'}${x(i / POINTS).toFixed(1)} ${y(s).toFixed(1)}`;
         });
         const box = (from, to) => `M${LEFT} ${from}H${right}V${to}H${LEFT}`;
-        return framed(box(y(1), low), box(4, y(1)), path, '1', y(1));
+        return framed(box(y(1), low), box(4, y(1)), path, '1', y(1), false);
     }
 
     // Whatever writes into the input: a hand, a paste, “Paper defaults”. A Gradio event would
