@@ -34,7 +34,6 @@ from .ways import (
     GAMMAS,
     GRID,
     K_LORA,
-    K_LORA_SHARE,
     K_LORA_STAR,
     METHOD_WAYS,
     MULTIPLIERS,
@@ -209,7 +208,7 @@ def _figure(table: list[tuple[str, Scores]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 6))
     for name, scores in table:
         x, y = scores.subject, scores.style
-        ours = name in (K_LORA.name, K_LORA_STAR.name, K_LORA_SHARE.name)
+        ours = name in (K_LORA.name, K_LORA_STAR.name)
         error = [[[abs(100 * (v.mean() - edge))] for edge in interval(v)] for v in (x, y)]
         axes.errorbar(
             100 * x.mean(), 100 * y.mean(), xerr=error[0], yerr=error[1], fmt="o",

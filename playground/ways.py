@@ -16,7 +16,6 @@ ALONE = (
 )
 K_LORA = Way("K-LoRA, S")
 K_LORA_STAR = Way("K-LoRA, S*", settings=Settings(scale="S*"))
-K_LORA_SHARE = Way("K-LoRA, share", settings=Settings(scale="share"))
 DIRECT = Way("Direct merge 1:1", settings=Settings(method="Direct merge"))
 OTHERS = (
     DIRECT,
@@ -28,7 +27,7 @@ OTHERS = (
         if name not in ("K-LoRA", "Direct merge")
     ),
 )
-METHOD_WAYS = (*ALONE, *OTHERS, K_LORA, K_LORA_STAR, K_LORA_SHARE)
+METHOD_WAYS = (*ALONE, *OTHERS, K_LORA, K_LORA_STAR)
 
 ALPHAS, BETAS = (1.0, 1.5, 2.0), (0.0, 0.25, 0.5, 0.75)
 GRID = {
