@@ -142,12 +142,15 @@ def test_the_map_is_no_wider_in_a_wide_window(webui, browser):
 
 def test_every_component_has_a_label_and_an_id(webui):
     """The host keeps a component's default by its label, and leaves out one without."""
-    kinds = {"dropdown", "slider", "radio", "checkbox", "number"}
+    kinds = {"dropdown", "slider", "radio", "checkbox", "checkboxgroup", "number"}
     found = [part for part in webui.get("/config")["components"] if part["type"] in kinds]
     found = [
         part for part in found if re.match("script_.*_klora_", str(part["props"].get("elem_id")))
     ]
-    assert len(found) == 2 * len(FIELDS) - sum(field.of_hires for field in FIELDS)
+    of_compare = [part for part in found if "_klora_compare_" in part["props"]["elem_id"]]
+    assert len(of_compare) == 2 * 2
+    in_accordion = len(found) - len(of_compare)
+    assert in_accordion == 2 * len(FIELDS) - sum(field.of_hires for field in FIELDS)
     for part in found:
         assert part["props"]["label"], part["props"]["elem_id"]
 
