@@ -175,7 +175,7 @@ def _with_sheet(p: Any, ways: list[str], made: dict[tuple[int, str], Any]) -> An
         made[row, way][1].images[0] if (row, way) in made else blank for row in rows for way in ways
     ]
     width, height = (max(sizes) for sizes in zip(*(x.size for x in pictures), strict=True))
-    seeds = [f"{p.seed + row}" if len(rows) > 1 else "" for row in rows]
+    seeds = [f"seed {p.seed + row}" if len(rows) > 1 else "" for row in rows]
     sheet = images.draw_grid_annotations(
         images.image_grid(pictures, rows=len(rows)),
         width,
