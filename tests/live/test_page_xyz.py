@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from kloras import PAIR, script, tags
 
@@ -134,7 +135,9 @@ class Plot:
 
 
 def cells(grid, count, size=64):
-    """The images of a grid of one row; what is above them are its labels."""
+    """The labels above a grid of one row, and its images. Forge Neo folds a long row."""
+    columns = min(count, grid.shape[1] // size)
+    grid = np.concatenate(np.split(grid, count // columns), axis=1)
     height, width, _ = grid.shape
     left = width - count * size
     assert height > size, "there are no labels"
