@@ -14,7 +14,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +31,16 @@ class TensorFile(Mapping[str, torch.Tensor], ABC):
     def __init__(self, path: str | os.PathLike) -> None:
         self._path = path
         self._version: tuple[int, int] | None = None
+        self._keys: Mapping[str, Any] = {}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     @abstractmethod
     def release(self) -> None:
@@ -61,15 +71,6 @@ class UnpickledFile(TensorFile):
         if key not in self._keys:
             raise KeyError(key)
         return self._all()[key]
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
     def release(self) -> None:
         self._tensors = None
@@ -102,22 +103,13 @@ class SafetensorsFile(TensorFile):
     def __init__(self, path: str | os.PathLike) -> None:
         super().__init__(path)
         self._file: BinaryIO | None = None
-        self._places = read_or_raise(path, self._read_header)
+        self._keys: dict[str, _Place] = read_or_raise(path, self._read_header)
         self.release()
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        place = self._places[key]
+        place = self._keys[key]
         memory = torch.empty(place.size, dtype=torch.uint8)
         return read_or_raise(self._path, self._read, place, memory)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
     def __del__(self) -> None:
         self.release()
@@ -126,10 +118,10 @@ class SafetensorsFile(TensorFile):
         """All tensors, for a host that keeps them; in one block of memory, which many small ones
         would fragment."""
         memory = torch.empty(
-            sum(_aligned(place.size) for place in self._places.values()), dtype=torch.uint8
+            sum(_aligned(place.size) for place in self._keys.values()), dtype=torch.uint8
         )
         tensors, start = {}, 0
-        for key, place in self._places.items():
+        for key, place in self._keys.items():
             part = memory[start : start + place.size]
             tensors[key] = read_or_raise(self._path, self._read, place, part)
             start += _aligned(place.size)
