@@ -529,32 +529,32 @@ LARGEST = [
 
 
 @pytest.mark.parametrize(("size", "which"), LARGEST, ids=str)
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' VmHWM")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux' VmData")
 def test_memory_of_a_large_layer(size, which):
-    """16 MiB are allowed beyond the file's own factors."""
+    """16 MiB are allowed beyond the file's own factors.
+
+    The system is told to give no more, and what it has given is counted exactly. What is resident
+    would not do: the pages of a library that is touched for the first time are part of it.
+    """
     program = """
-import ctypes, re, sys
+import re, resource, sys
 sys.path[:0] = sys.argv[1:3]
 import torch
 from test_fast_scores import Large, few_to_many, scores
 torch.set_num_threads(1)
 large, which = eval(sys.argv[3]), sys.argv[4]
 
-def status(name):
-    return int(re.search(name + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
-
 small, layer = Large(large.kind, 96, 64, 16, large.dtype).layer(), large.layer()
+ks = few_to_many(layer)[which]
 scores._analyse("content", small, few_to_many(small)[which], "cpu")
-ctypes.CDLL(None).malloc_trim(0)  # what was freed so far does not count as there
-open("/proc/self/clear_refs", "w").write("5")
-before = status("VmRSS")
-scores._analyse("content", layer, few_to_many(layer)[which], "cpu")
-print(status("VmHWM") - before)
+data = re.search(r"VmData:\\s*(\\d+) kB", open("/proc/self/status").read())[1]
+resource.setrlimit(resource.RLIMIT_DATA, (int(data) * 1024 + 16 * 2**20,) * 2)
+scores._analyse("content", layer, ks, "cpu")
 """
     here = Path(__file__).resolve().parent
     command = [sys.executable, "-c", program, str(here.parents[1]), str(here), repr(size), which]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert float(result.stdout) <= 16
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("guess", ["a good guess", "no guess: a block is kept whole"])
