@@ -205,11 +205,22 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         path = getattr(options, role)
         files[role] = _read(path)
         hashes[role] = file_sha256(path)
+    method = METHODS[settings.method]
+    for file in files.values():
+        if method.model is not None and file.base_model.excludes(method.model):
+            raise KLoraError(
+                f"{settings.method} is for {method.model}, and “{file.name}” was made for "
+                f"{file.base_model}: choose another file or method."
+            )
     pair = pair_files(
-        *files.values(), layers=settings.layers, top_k=settings.top_k, unpaired=settings.unpaired
+        *files.values(),
+        layers=settings.layers,
+        top_k=settings.top_k,
+        unpaired=settings.unpaired,
+        blocks=method.blocks,
     )
     scores, device = None, _device(options.device)
-    if METHODS[settings.method].compares:
+    if method.compares:
         scores = compute_scores(
             pair,
             device,

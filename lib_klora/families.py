@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Layer name → shape of its weight, or of the ΔW."""
@@ -308,6 +309,16 @@ QWEN_IMAGE = Family(  # backend/nn/qwen.py, Attention
     ),
     blocks=_blocks((r"transformer_blocks_(\d+)_", "block")),
 )
+
+SDXL = BaseModel(UNET, ("SDXL",))
+
+
+class Block(NamedTuple):
+    """A block of a network: what diffusers calls it, and how its layers' names begin."""
+
+    name: str
+    beginning: str
+
 
 FAMILIES = (CONTROLNET, UNET, SD3, FLUX, NEXT_DIT, KREA_2, ANIMA, WAN, ERNIE, QWEN_IMAGE)
 _BLOCKS = tuple(row for family in FAMILIES for row in family.blocks)

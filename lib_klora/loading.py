@@ -110,9 +110,11 @@ class PairLoader:
         self._model = weakref.ref(model)
         self._evict_others(pairs_kept, {entry.version for entry in on_disk.values()})
         versions = tuple(on_disk[role].version for role in ROLES)
-        pair_key = (*versions, settings.layers, settings.top_k, settings.unpaired)
+        method = METHODS[settings.method]
+        in_blocks = method.blocks is not None
+        pair_key = (*versions, settings.layers, settings.top_k, settings.unpaired, in_blocks)
         known = self._pairs.get(pair_key)
-        if known is not None and known[1] is None and METHODS[settings.method].compares:
+        if known is not None and known[1] is None and method.compares:
             known = None
         loras, files = {}, {}
         # A host that keeps copies holds a file twice while reading it, so the larger one first.
@@ -132,8 +134,8 @@ class PairLoader:
 
     def fusion(self, tags: TagPair, loaded: LoadedPair, settings: Settings) -> Fusion:
         """The loaded pair as the host applies it, at the weights of the tags."""
-        te = settings.text_encoder
-        key = (*loaded.versions, tags, settings.layers, settings.unpaired, te)
+        te, in_blocks = settings.with_text_encoder, METHODS[settings.method].blocks is not None
+        key = (*loaded.versions, tags, settings.layers, settings.unpaired, te, in_blocks)
         fusion = self._fusions.pop(key, None)
         if fusion is None:
             fusion = self._host.fuse(tags, loaded.loras, loaded.pair, te)
@@ -178,6 +180,13 @@ class PairLoader:
         """What ``LoadedPair`` has of two files beside the host's forms of them."""
         layers = self._host.layers()
         network = _Network(layers, family_of(layers))
+        method = METHODS[settings.method]
+        wanted, present = method.model, network.base_model
+        if wanted and (network.family is not wanted.family or present.excludes(wanted)):
+            raise KLoraError(
+                f"{settings.method} is for {wanted}, and the checkpoint is {present}: choose "
+                f"another checkpoint or method."
+            )
         fitting, notes = {}, []
         for role in ROLES:
             fitting[role], told = _fit(files[role], loras[role], network, settings.layers)
@@ -189,9 +198,10 @@ class PairLoader:
             top_k=settings.top_k,
             unpaired=settings.unpaired,
             network=network.family,
+            blocks=method.blocks,
         )
         scores = None
-        if METHODS[settings.method].compares:
+        if method.compares:
             scores = compute_scores(
                 pair,
                 self._host.device(),

@@ -1,5 +1,5 @@
 """The ways to fuse two LoRAs: K-LoRA, the training-free ones that its paper compares it with
-(Table 1), the paper's ablations (Fig. 9), and a later rule.
+(Table 1), the paper's ablations (Fig. 9), and later rules.
 
 A method says, before the first step, what every paired layer gets at every step: the content LoRA,
 the style LoRA, or both. The rest (pairing, layers of one file, weights, text encoder, switching) is
@@ -8,12 +8,13 @@ the same for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import klora
+from .families import SDXL, BaseModel, Block
 from .scores import Scores
 from .tag import CONTENT, STYLE
 
@@ -22,6 +23,11 @@ BITS = {CONTENT: 1, STYLE: 2}
 BOTH = 3
 RANDOM_CONTENT = 1 / 3
 """The probability of content in Random selection; the paper's."""
+B_LORA_BLOCKS = {
+    CONTENT: Block("up_blocks.0.attentions.0", "output_blocks_0_1_"),
+    STYLE: Block("up_blocks.0.attentions.1", "output_blocks_1_1_"),
+}
+"""Where content and style live in SDXL (B-LoRA, arXiv 2403.14572, section 4.1)."""
 
 
 Importance = tuple[np.ndarray, np.ndarray]
@@ -45,7 +51,7 @@ class RuleInput:
         scale: S(t) before each step and, last, at t = 1; shape [steps + 1].
         share: in place of S(t), the part of the layers that gets content then, from 0 to 1; None
             where S(t) decides.
-        layers: how many layers are paired.
+        names: of the paired layers.
         seed: for random choices.
         importance: what content and style weigh in each layer, both of shape [layers]; None for a
             method that does not compare.
@@ -53,7 +59,7 @@ class RuleInput:
     """
 
     scale: np.ndarray
-    layers: int
+    names: Sequence[str]
     seed: int
     importance: Importance | None
     gamma: float | None
@@ -61,7 +67,7 @@ class RuleInput:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self.scale), self.layers
+        return len(self.scale), len(self.names)
 
 
 # A rule: RuleInput → uint8 of shape [steps + 1, layers], in BITS.
@@ -131,6 +137,16 @@ def random_selection(given: RuleInput) -> np.ndarray:
     return _either(np.random.default_rng(given.seed).random(given.shape) < RANDOM_CONTENT)
 
 
+def own_block(given: RuleInput) -> np.ndarray:
+    """B-LoRA: the layers of each LoRA's own block get that one, all others none."""
+    choice = np.zeros(given.shape, np.uint8)
+    for i, name in enumerate(given.names):
+        for role, block in B_LORA_BLOCKS.items():
+            if name.startswith(block.beginning):
+                choice[:, i] = BITS[role]
+    return choice
+
+
 def _either(content: np.ndarray) -> np.ndarray:
     return np.where(content, np.uint8(BITS[CONTENT]), np.uint8(BITS[STYLE]))
 
@@ -150,6 +166,10 @@ class Method:
         uses_gamma: else γ = 1.
         own_gamma: which γ, whatever the setting is; empty: that of the setting.
         uses_scale: else S(t) = 1, and α and β mean nothing.
+        blocks: role → the only block of the network in which that LoRA is applied, its text encoder
+            parts neither; None: wherever it has layers.
+        model: what these blocks are of.
+        projects: whether the content LoRA is taken off the style's row space (``projection``).
     """
 
     rule: Callable[[RuleInput], np.ndarray]
@@ -158,6 +178,9 @@ class Method:
     uses_gamma: bool = False
     own_gamma: str = ""
     uses_scale: bool = False
+    blocks: Mapping[str, Block] | None = None
+    model: BaseModel | None = None
+    projects: bool = False
 
 
 METHODS = {
@@ -187,5 +210,12 @@ METHODS = {
         uses_gamma=True,
         own_gamma="authors",
         uses_scale=True,
+    ),
+    "B-LoRA": Method(
+        own_block,
+        "SDXL only, content in up_blocks.0.attentions.0, style in up_blocks.0.attentions.1, "
+        "nothing else",
+        blocks=B_LORA_BLOCKS,
+        model=SDXL,
     ),
 }  # fmt: skip

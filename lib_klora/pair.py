@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from . import klora
 from .errors import KLoraError
-from .families import Family, is_attention
+from .families import Block, Family, is_attention
 from .lora_file import FusedLayer, Layer, LoraFile
-from .tag import CONTENT, STYLE
+from .tag import CONTENT, ROLES, STYLE
 
 DEFAULT_RANK = 16
 """r_c = r_s where neither file declares a rank for a layer (full against full): the middle of
@@ -65,6 +65,7 @@ def pair_files(
     top_k: float = 1.0,
     unpaired: str = "keep",
     network: Family | None = None,
+    blocks: Mapping[str, Block] | None = None,
 ) -> Pair:
     """Joins two files by the layers' names; the arguments are the settings of that name.
 
@@ -74,6 +75,8 @@ def pair_files(
 
     Args:
         network: the family of the model, if there is one; else each file's own.
+        blocks: role → the only block in which that file is applied (B-LoRA): a layer that both have
+            counts if it is in either of them, one that only one file has if it is in that file's.
 
     Raises KLoraError if most common layers are like that, if the files are for different base
     models, or no layer is left.
@@ -89,12 +92,16 @@ def pair_files(
     for file, scope in zip((content, style), in_scope, strict=True):
         if not scope:
             raise KLoraError(_sentence_of_no_layer(file, "attention " * (layers == "attention")))
+    notes, warnings = [], []
+    if blocks is not None:
+        in_scope, note, warning = _in_blocks(in_scope, (content, style), blocks)
+        notes.append(note)
+        warnings += warning
     c, s = _whole_where_one_is(*in_scope)
     common = sorted(c.keys() & s.keys())
     different = {name for name in common if not _fit_one_parameter(c[name], s[name])}
     if network is None and 2 * (len(common) - len(different)) < min(len(c), len(s)):
         _require_one_base_model(content, style)
-    notes, warnings = [], []
     if layers == "attention" and not (network or content.family or style.family):
         warnings.append(
             f"K-LoRA does not know this network: the {len(c.keys() | s.keys())} layers with "
@@ -113,6 +120,11 @@ def pair_files(
         )
     alone = dict.fromkeys(c.keys() - s.keys(), CONTENT)
     alone |= dict.fromkeys(s.keys() - c.keys(), STYLE)
+    alone = {
+        name: role
+        for name, role in alone.items()
+        if blocks is None or name.startswith(blocks[role].beginning)
+    }
     for role, file in ((CONTENT, content), (STYLE, style)):
         count = sum(only == role for only in alone.values())
         if count:
@@ -120,7 +132,9 @@ def pair_files(
     if unpaired == "drop":
         alone = {}
     if not paired:
-        warnings.append(_sentence_of_nothing_in_common(content, style, bool(alone)))
+        sentence = _sentence_of_nothing_in_common(content, style, bool(alone))
+        if blocks is None:  # two B-LoRAs are like that
+            warnings.append(sentence)
     return Pair(paired, dict(sorted(alone.items())), tuple(notes), tuple(warnings))
 
 
@@ -155,6 +169,44 @@ def _whole_where_one_is(
                 result[fused] = FusedLayer(fused, tuple(members))
         joined.append(result)
     return joined[0], joined[1]
+
+
+def _in_blocks(
+    in_scope: Sequence[Mapping[str, Layer]],
+    files: Sequence[LoraFile],
+    blocks: Mapping[str, Block],
+) -> tuple[list[dict[str, Layer]], str, list[str]]:
+    """The layers of these blocks in both files, a note on what is left out, and what to tell of a
+    file that has none of its own block.
+
+    Raises KLoraError if neither file has.
+    """
+    either = tuple(block.beginning for block in blocks.values())
+    inside, empty, left_out = [], [], []
+    for role, file, scope in zip(ROLES, files, in_scope, strict=True):
+        inside.append({name: x for name, x in scope.items() if name.startswith(either)})
+        own = sum(name.startswith(blocks[role].beginning) for name in scope)
+        left_out.append(len(file.layers) - own)
+        if not own:
+            empty.append((role, file))
+    (one, other), (first, second) = files, (blocks[role].name for role in ROLES)
+    if len(empty) == 2:
+        raise KLoraError(
+            f"“{one.name}” has no layer in {first}, nor “{other.name}” in {second}, and B-LoRA "
+            f"applies nothing else: swap the two if they are the wrong way round, or choose "
+            f"another method."
+        )
+    warnings = [
+        f"“{file.name}” has no layer in {blocks[role].name}, and B-LoRA applies nothing else of "
+        f"the {role} LoRA: swap the two if they are the wrong way round, or choose another file."
+        for role, file in empty
+    ]
+    note = (
+        f"B-LoRA applies {first} of “{one.name}” and {second} of “{other.name}”: {left_out[0]} and "
+        f"{left_out[1]} other layers are left out"
+        f"{', so are the text encoder parts' * any(file.text_encoder for file in files)}."
+    )
+    return inside, note, warnings
 
 
 def _larger(name: str) -> list[str]:

@@ -96,6 +96,6 @@ def make_plan(
         gamma = scores.gamma(method.own_gamma or settings.gamma) if method.uses_gamma else 1.0
         with np.errstate(all="ignore"):
             ratio = np.where(style > 0, content / (gamma * style), np.inf)
-    given = RuleInput(scale, len(pair.paired), settings.seed, importance, gamma, share)
     names = tuple(layer.name for layer in pair.paired)
+    given = RuleInput(scale, names, settings.seed, importance, gamma, share)
     return Plan(names, method.rule(given), t, gamma, settings.method, ratio)

@@ -14,7 +14,7 @@ from itertools import groupby
 import numpy as np
 
 from .families import block, network_order
-from .methods import BITS, BOTH
+from .methods import BITS, BOTH, METHODS
 from .pair import Pair
 from .plan import Plan
 from .tag import CONTENT, ROLES, STYLE
@@ -150,6 +150,8 @@ def describe(plan: Plan, pair: Pair) -> str:
         parts.append("no layer is in both files")
     elif (shares["both"] == 1).all():
         parts.append("every layer gets both in every step")
+    elif METHODS[plan.method].blocks is not None:
+        parts.append("content in its block, style in its own, nothing else is applied")
     else:
         for word in (CONTENT, *_both_if_any(plan)):
             parts.append(f"{_percent(shares[word].mean())} {word}")

@@ -287,7 +287,7 @@ class Session:
         loaded = self._loader.load(on_disk, settings, pairs_kept)
         for note in loaded.notes:
             self._report.note(p, note)
-        te = settings.text_encoder
+        te = settings.with_text_encoder
         active = _Active(
             settings,
             (request.content.name, request.style.name),

@@ -304,6 +304,11 @@ class Settings:
                 "hires_alpha is 0, but S* wraps around at alpha: set it above 0, or S."
             )
 
+    @property
+    def with_text_encoder(self) -> bool:
+        """Whether the text encoder parts are applied."""
+        return self.text_encoder and METHODS[self.method].blocks is None
+
     def start(self, t0: float) -> float:
         """Progress at which a pass starts that the host starts at ``t0``."""
         return t0 if self.progress == "continue" else 0.0

@@ -37,6 +37,7 @@ SENTENCES = (
     "content and style take turns, 7 times in 9 steps; every layer gets both in every step",
     "every step is content, style is never used",
     "every step is style, content is never used",
+    "content in its block, style in its own, nothing else is applied",
     "1 layer only in the content file; 2 layers only in the content file",
     "1 layer only in the style file; 2 layers only in the style file; no layer is in both files",
     # what was done
@@ -92,6 +93,13 @@ SENTENCES = (
     "2 LoRAs have the alias “x”: write the name of one of them, “y” or “z”.",
     "“x” and “y” have no layer in common, so there is nothing to choose: both are applied all the "
     "time.",
+    "B-LoRA is for SDXL, and the checkpoint is Flux.1: choose another checkpoint or method.",
+    "“x” has no layer in up_blocks.0.attentions.0, and B-LoRA applies nothing else of the content "
+    "LoRA: swap the two if they are the wrong way round, or choose another file.",
+    "“x” has no layer in up_blocks.0.attentions.1, and B-LoRA applies nothing else of the style "
+    "LoRA: swap the two if they are the wrong way round, or choose another file.",
+    "“x” has no layer in up_blocks.0.attentions.0, nor “y” in up_blocks.0.attentions.1, and B-LoRA "
+    "applies nothing else: swap the two if they are the wrong way round, or choose another method.",
     "K-LoRA does not know this network: the 4 layers with attention in their names were taken to "
     "be its attention.",
     "The comparison of the two LoRAs was interrupted: generate again and it goes on where it "
@@ -142,19 +150,25 @@ TRANSLATIONS = {
     "both LoRAs in every layer and step. LoRA Switch: content and style in turn, step by step. "
     "Fixed selection: content while S(t) is below 1, then style. Random selection: content with "
     "probability 1/3, else style. Top-K without scale: K-LoRA with S(t) = 1. Without γ: K-LoRA "
-    "with γ = 1. EST-LoRA: as K-LoRA, by the energy of all entries and the authors' γ.": (
+    "with γ = 1. EST-LoRA: as K-LoRA, by the energy of all entries and the authors' γ. B-LoRA: "
+    "SDXL only, content in up_blocks.0.attentions.0, style in up_blocks.0.attentions.1, nothing "
+    "else.": (
         "两个 LoRA 的融合方式。K-LoRA：采用最大元素更重的 LoRA。"
         "Direct merge：每层每步同时使用两个 LoRA。LoRA Switch：内容与风格逐步交替。"
         "Fixed selection：S(t) 小于 1 时用内容，之后用风格。"
         "Random selection：以 1/3 的概率用内容，否则用风格。"
         "Top-K without scale：S(t) = 1 的 K-LoRA。Without γ：γ = 1 的 K-LoRA。"
-        "EST-LoRA：同 K-LoRA，但比较全部元素的能量，并用作者程序的 γ。",
+        "EST-LoRA：同 K-LoRA，但比较全部元素的能量，并用作者程序的 γ。"
+        "B-LoRA：仅限 SDXL，内容用于 up_blocks.0.attentions.0，风格用于 up_blocks.0.attentions.1，"
+        "其余不应用。",
         "2 つの LoRA の融合方式。K-LoRA：最大要素の重い方の LoRA。"
         "Direct merge：全層・全ステップで両方。LoRA Switch：1 ステップごとに内容と画風を交互に。"
         "Fixed selection：S(t) が 1 未満の間は内容、以後は画風。"
         "Random selection：確率 1/3 で内容、それ以外は画風。"
         "Top-K without scale：S(t) = 1 の K-LoRA。Without γ：γ = 1 の K-LoRA。"
-        "EST-LoRA：K-LoRA と同様だが、全要素のエネルギーと著者のプログラムの γ を使用。",
+        "EST-LoRA：K-LoRA と同様だが、全要素のエネルギーと著者のプログラムの γ を使用。"
+        "B-LoRA：SDXL 専用。内容は up_blocks.0.attentions.0、画風は up_blocks.0.attentions.1 のみ、"
+        "他は適用しません。",
     ),
     "Layers": ("层", "層"),
     "attention: the layers of the paper, everything else in the files is left out. all: every "
@@ -561,6 +575,40 @@ TRANSLATIONS = {
         "。どちらかの名前を書いてください：",
     ),
     "or": ("或", "または"),
+    "content in its block, style in its own, nothing else is applied": (
+        "内容与风格各在自己的块中，其余不应用",
+        "内容と画風はそれぞれのブロックだけで、他は適用しません",
+    ),
+    "B-LoRA is for": ("B-LoRA 适用于", "B-LoRA は次のモデル用です："),
+    ": choose another checkpoint or method.": (
+        "：请选择其他模型或方法。",
+        "。別のチェックポイントか方式を選んでください。",
+    ),
+    "has no layer in up_blocks.0.attentions.0, and B-LoRA applies nothing else of the content "
+    "LoRA: swap the two if they are the wrong way round, or choose another file.": (
+        "没有 up_blocks.0.attentions.0 中的层，而 B-LoRA 只应用内容 LoRA 的这一块："
+        "若两者放反了请互换，或选择其他文件。",
+        "には up_blocks.0.attentions.0 の層がなく、B-LoRA は内容 LoRA の他の部分を適用しません："
+        "逆なら 2 つを入れ替えるか、別のファイルを選んでください。",
+    ),
+    "has no layer in up_blocks.0.attentions.1, and B-LoRA applies nothing else of the style LoRA: "
+    "swap the two if they are the wrong way round, or choose another file.": (
+        "没有 up_blocks.0.attentions.1 中的层，而 B-LoRA 只应用风格 LoRA 的这一块："
+        "若两者放反了请互换，或选择其他文件。",
+        "には up_blocks.0.attentions.1 の層がなく、B-LoRA は画風 LoRA の他の部分を適用しません："
+        "逆なら 2 つを入れ替えるか、別のファイルを選んでください。",
+    ),
+    "has no layer in up_blocks.0.attentions.0, nor": (
+        "没有 up_blocks.0.attentions.0 中的层，且",
+        "には up_blocks.0.attentions.0 の層がなく、",
+    ),
+    "in up_blocks.0.attentions.1, and B-LoRA applies nothing else: swap the two if they are the "
+    "wrong way round, or choose another method.": (
+        "没有 up_blocks.0.attentions.1 中的层，而 B-LoRA 只应用这两块："
+        "若两者放反了请互换，或选择其他方法。",
+        "には up_blocks.0.attentions.1 の層がなく、B-LoRA は他を適用しません："
+        "逆なら 2 つを入れ替えるか、別の方式を選んでください。",
+    ),
     "K-LoRA does not know this network: the": (
         "K-LoRA 不认识此网络：名称中带有 attention 的",
         "K-LoRA はこのネットワークを知りません：名前に attention を含む",

@@ -131,6 +131,36 @@ def test_plan_of_another_method(files, capsys, monkeypatch, method, letters):
     assert gamma is None or re.search(rf"^γ        .* \({gamma}\)$", out, re.MULTILINE)
 
 
+OF_BLOCK = "lora_unet_output_blocks_{}_1_transformer_blocks_0_attn2_to_{}"
+
+
+def test_plan_of_b_lora(tmp_path, capsys):
+    names = [OF_BLOCK.format(i, x) for i in range(3) for x in "qk"]
+    files = [str(lora(tmp_path / f"{x}.safetensors", names=names)) for x in ("cat", "ink")]
+    call = ["plan", *files, "--method", "B-LoRA", "--steps", "3"]
+    assert main([*call, "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(layer["name"], layer["choice"]) for layer in found["layers"]] == [
+        (OF_BLOCK.format(i, x).removeprefix("lora_unet_"), letter * 3)
+        for i, letter in enumerate("cs")
+        for x in "kq"
+    ]
+    assert found["gamma"] is None
+    assert "4 and 4 other layers are left out" in found["notes"][0]
+    assert main([*call, "--png", str(tmp_path / "map.png")]) == 0
+    assert capsys.readouterr().out.endswith(
+        "B-LoRA: content in its block, style in its own, nothing else is applied\n"
+    )
+
+
+def test_b_lora_of_files_for_another_model(files, tmp_path, capsys):
+    other = lora(tmp_path / "flux.safetensors", names=["lora_unet_double_blocks_0_img_attn_proj"])
+    assert main(["plan", files[0], str(other), "--method", "B-LoRA"]) == 1
+    assert "B-LoRA is for SDXL, and “flux.safetensors” was made for Flux" in capsys.readouterr().err
+    assert main(["plan", *files, "--method", "B-LoRA"]) == 1, "the middle block alone"
+    assert "has no layer in up_blocks.0.attentions.0, nor" in capsys.readouterr().err
+
+
 def test_bars_of_content_both_and_style(files, capsys):
     for method, bars in (("LoRA Switch", ["#" * 40, "." * 40]), ("Direct merge", ["+" * 40] * 2)):
         assert main(["plan", *files, "--method", method, "--steps", "2"]) == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from lora_samples import attention_prefixes, linears
+from lora_samples import SDXL, attention_prefixes, linears, transformer_layers
 
 from lib_klora.errors import KLoraError
 from lib_klora.lora_file import parse_lora
@@ -19,9 +19,11 @@ from lib_klora.settings import Settings
 C, S = "content", "style"
 NAMES = (
     "K-LoRA", "Direct merge", "LoRA Switch", "Fixed selection", "Random selection",
-    "Top-K without scale", "Without γ", "EST-LoRA",
+    "Top-K without scale", "Without γ", "EST-LoRA", "B-LoRA",
 )  # fmt: skip
-WITHOUT_SCORES = ("Direct merge", "LoRA Switch", "Fixed selection", "Random selection")
+WITHOUT_SCORES = (
+    "Direct merge", "LoRA Switch", "Fixed selection", "Random selection", "B-LoRA",
+)  # fmt: skip
 STEPS = st.integers(1, 60)
 LAYERS = st.integers(1, 12)
 PAIRS = {
@@ -235,6 +237,22 @@ def test_a_share_is_nothing_to_a_method_without_a_scale():
     scores = Scores(*(np.array([3.0, 1, 2]) for _ in range(6)))
     given = {"scores": scores, "scale": "share", "share_start": 0, "share_end": 0}
     assert table(plan_of("Top-K without scale", 3, 3, **given)) == [[C] * 3] * 4
+
+
+def test_b_lora_gives_each_block_its_own_lora_and_the_others_nothing():
+    """As diffusers names the blocks, which is how the B-LoRA paper says it."""
+    layers = [(a, f"lora_unet_{b}_{x}".replace(".", "_")) for a, b, x in transformer_layers(SDXL)]
+    pair = pair_files(*(parse_lora(x, linears([b for _, b in layers], 1, 2)) for x in "ab"))
+    plan = make_plan(pair, None, Settings(method="B-LoRA"), 4)
+    block_of = {f"{path}_{x}".replace(".", "_"): a for a, path, x in transformer_layers(SDXL)}
+    found = {}
+    for name, column in zip(plan.layers, plan.choice.T.tolist(), strict=True):
+        where = block_of[name].partition(".transformer")[0]
+        found.setdefault(where, set()).add(tuple(column))
+    assert len(found) == 11
+    assert found.pop("up_blocks.0.attentions.0") == {(1,) * 5}
+    assert found.pop("up_blocks.0.attentions.1") == {(2,) * 5}
+    assert set().union(*found.values()) == {(0,) * 5}
 
 
 def test_a_file_of_zeros_only_stops_the_methods_that_balance():

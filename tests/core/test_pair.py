@@ -20,6 +20,7 @@ from lib_klora.errors import KLoraError
 from lib_klora.families import FLUX
 from lib_klora.layer_names import common_name
 from lib_klora.lora_file import parse_lora
+from lib_klora.methods import B_LORA_BLOCKS
 from lib_klora.pair import DEFAULT_RANK, pair_files
 
 Q, K, V, OUT = attention_prefixes(4)
@@ -135,6 +136,73 @@ class TestUnpaired:
         with pytest.raises(KLoraError) as error:
             pair_files(file("cat", linear(Q)), file("ink", linear(V)), unpaired="drop")
         assert all(word in str(error.value) for word in ("“cat”", "“ink”", "keep"))
+
+
+class TestBlocks:
+    """B-LoRA: of the pair only the layers in the two blocks, of a file alone only its own block."""
+
+    FIRST, SECOND, THIRD = (f"lora_unet_output_blocks_{i}_1_proj_in" for i in range(3))
+    QS = [f"lora_unet_output_blocks_{i}_1_transformer_blocks_0_attn1_to_q" for i in range(3)] + [
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    ]
+
+    def pair(self, content, style, **settings):
+        return pair_files(content, style, blocks=B_LORA_BLOCKS, **settings)
+
+    def test_whole_files(self):
+        every = [*self.QS, self.FIRST, self.SECOND, self.THIRD]
+        cat, ink = file("cat", linears(every)), file("ink", linears(every, seed=2))
+        assert names(self.pair(cat, ink)) == sorted(map(common_name, self.QS[:2]))
+        pair = self.pair(cat, ink, layers="all")
+        assert names(pair) == sorted(map(common_name, (*self.QS[:2], self.FIRST, self.SECOND)))
+        assert not pair.unpaired
+        assert not pair.warnings
+
+    def test_the_digits_of_another_block_do_not_count(self):
+        """output_blocks_0_0_ and output_blocks_10_1_ begin otherwise."""
+        others = ("lora_unet_output_blocks_0_0_emb_layers_1", self.QS[0].replace("_0_1", "_10_1"))
+        cat = file("cat", linears([self.QS[0], *others]))
+        assert names(self.pair(cat, cat, layers="all")) == [common_name(self.QS[0])]
+
+    def test_what_one_file_has_counts_in_its_own_block_only(self):
+        first, second, third, _ = self.QS
+        cat = file("cat", linear(first), linear(third))
+        ink = file("ink", linear(first.replace("to_q", "to_k")), linear(second), linear(third))
+        pair = self.pair(cat, ink)
+        assert not pair.paired
+        assert pair.unpaired == {common_name(first): "content", common_name(second): "style"}
+        assert "1 layer is only in “cat” (keep)." in pair.notes
+        assert not pair.warnings, "two B-LoRAs are like that"
+
+    def test_both_in_both_blocks_are_told_apart_from_the_rest(self):
+        te = linear("lora_te1_text_model_encoder_layers_0_mlp_fc1")
+        cat, ink = file("cat", linears(self.QS)), file("ink", linears(self.QS[:3]), te)
+        assert self.pair(cat, ink).notes == (
+            "B-LoRA applies up_blocks.0.attentions.0 of “cat” and up_blocks.0.attentions.1 of "
+            "“ink”: 3 and 2 other layers are left out, so are the text encoder parts.",
+        )
+        assert self.pair(cat, cat).notes[0].endswith(": 3 and 3 other layers are left out.")
+
+    @pytest.mark.parametrize(("role", "block"), [("content", 0), ("style", 1)])
+    def test_a_file_without_its_block_is_told(self, role, block):
+        with_both = file("good", linear(self.QS[0]), linear(self.QS[1]))
+        without = file("bad", linear(self.QS[1 - block]))
+        files = (without, with_both) if role == "content" else (with_both, without)
+        (sentence,) = self.pair(*files).warnings
+        assert sentence == (
+            f"“bad” has no layer in up_blocks.0.attentions.{block}, and B-LoRA applies nothing "
+            f"else of the {role} LoRA: swap the two if they are the wrong way round, or choose "
+            f"another file."
+        )
+
+    def test_two_files_without_are_refused(self):
+        with pytest.raises(KLoraError, match=r"nor “ink” in up_blocks\.0\.attentions\.1"):
+            self.pair(file("cat", linear(self.QS[1])), file("ink", linear(self.QS[0])))
+
+    def test_nothing_is_left_if_what_is_unpaired_is_dropped(self):
+        cat, ink = file("cat", linear(self.QS[0])), file("ink", linear(self.QS[1]))
+        with pytest.raises(KLoraError, match="no layer in common"):
+            self.pair(cat, ink, unpaired="drop")
 
 
 class TestOtherModel:

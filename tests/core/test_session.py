@@ -1269,12 +1269,13 @@ def of(method, **settings) -> Settings:
 
 
 WITHOUT_SCORES = ["Direct merge", "LoRA Switch", "Fixed selection", "Random selection"]
+ANYWHERE = [name for name, method in METHODS.items() if method.blocks is None]
 
 
 class TestMethods:
     """The same way to the host for each of them; what needs no scores does not wait for any."""
 
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", ANYWHERE)
     def test_every_call_gets_the_plans_row(self, session, host, folder, method):
         p = generate(session, settings=of(method), steps=6)
         rows = plan_of(folder, of(method), steps=6).choice[:6]
@@ -1314,7 +1315,7 @@ class TestMethods:
         generate(session, settings=of("Without γ"))
         assert host.count("read") == host.count("show_progress") == 0
 
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", ANYWHERE)
     def test_layers_of_one_file_stay_whatever_the_method(self, session, host, folder, method):
         save_file(linears(PREFIXES[:6], seed=7), folder / "short.safetensors")
         generate(session, tags=[["cat"], ["short"]], settings=of(method))
@@ -1322,7 +1323,7 @@ class TestMethods:
         alone = {name: host.applied[name] for name in host.attached.unpaired}
         assert list(alone.values()) == ["content", "content"]
 
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", ANYWHERE)
     def test_the_next_generation_without_tags_is_clean(self, session, host, method):
         generate(session, settings=of(method))
         p = generate(session, tags=[])
@@ -1354,6 +1355,91 @@ class TestMethods:
             assert f"seed={seed}" in p.extra_generation_params[infotext.KEY]
             seen.append(selected(host))
         assert seen[0] == seen[1] != seen[2]
+
+
+SDXL_BLOCKS = [
+    [f"lora_unet_output_blocks_{i}_1_transformer_blocks_{j}_attn2_to_k" for j in range(3)]
+    for i in range(3)
+]
+SDXL_LAYERS = [name for names in SDXL_BLOCKS for name in names]
+OWN_BLOCKS = {
+    name.removeprefix("lora_unet_"): role
+    for names, role in zip(SDXL_BLOCKS, ("content", "style"), strict=False)
+    for name in names
+}
+
+
+class TestBLora:
+    """On SDXL layers of three blocks, in two files that have all of them."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        te = linear("lora_te1_text_model_encoder_layers_0_mlp_fc1")
+        for seed, name in enumerate(("cat", "ink")):
+            tensors = linears(SDXL_LAYERS, seed=seed) | te
+            save_file(tensors, tmp_path / f"{name}.safetensors")
+        for i, name in enumerate(("first", "second")):
+            save_file(linears(SDXL_BLOCKS[i], seed=i), tmp_path / f"{name}.safetensors")
+        return tmp_path
+
+    @pytest.fixture
+    def host(self, folder):
+        return FakeHost(folder, Model(SDXL_LAYERS))
+
+    def test_each_block_has_its_own_and_nothing_else_anything(self, session, host, log):
+        p = generate(session, settings=of("B-LoRA"))
+        assert host.applied == OWN_BLOCKS
+        assert host.rebuilt == [0, 0, 0, 0]
+        assert not host.attached.te
+        assert not p.comments
+        assert infotext.read(p.extra_generation_params[infotext.KEY]) == {"method": "B-LoRA"}
+        assert "6 and 6 other layers are left out, so are the text encoder parts" in log.text
+
+    @pytest.mark.parametrize("tags", [[["first"], ["second"]], [["cat"], ["second"]]])
+    def test_files_with_a_block_alone(self, session, host, tags):
+        p = generate(session, tags=tags, settings=of("B-LoRA"))
+        assert host.applied == OWN_BLOCKS
+        assert not p.comments
+
+    def test_in_turn_with_another_method_nothing_is_read_again(self, session, host):
+        for _ in range(2):
+            generate(session, settings=of("Direct merge"))
+            assert len(host.applied) == 9
+            assert host.attached.te
+            generate(session, settings=of("B-LoRA"))
+            assert host.applied == OWN_BLOCKS
+            assert not host.attached.te
+        assert host.count("load") == host.count("fuse") == 2
+
+    def test_a_file_without_its_block_is_told(self, session, host):
+        p = generate(session, tags=[["second"], ["second"]], settings=of("B-LoRA"))
+        (comment,) = p.comments
+        assert "“second” has no layer in up_blocks.0.attentions.0" in comment
+        assert set(host.applied.values()) == {"style"}
+
+    def test_swapped_files_are_refused(self, session, host):
+        p = generate(session, tags=[["second"], ["first"]], settings=of("B-LoRA"))
+        assert "swap the two" in p.extra_generation_params["K-LoRA error"]
+        assert host.attached is None
+
+    @pytest.mark.parametrize(
+        ("prefixes", "size", "name"),
+        [
+            (attention_prefixes(8), 768, "Stable Diffusion 1.x"),
+            (["lora_unet_double_blocks_0_img_attn_proj"], 8, "Flux"),
+            (["lora_unet_new_attention_0"], 8, "not recognised"),
+        ],
+    )
+    def test_another_network_gets_a_sentence(self, folder, prefixes, size, name):
+        host = FakeHost(folder, Model(prefixes, size))
+        for file in ("cat", "ink"):
+            save_file(linears(prefixes, size=size), folder / f"{file}.safetensors")
+        p = generate(Session(host), settings=of("B-LoRA"))
+        assert p.extra_generation_params["K-LoRA error"] == (
+            f"B-LoRA is for SDXL, and the checkpoint is {name}: choose another checkpoint or "
+            f"method."
+        )
+        assert host.attached is None
 
 
 class TestScoresOnDisk:

@@ -4,7 +4,17 @@ import itertools
 
 import numpy as np
 import pytest
-from kloras import PAIR, assert_weights, choice, recorded, script, tags, weights_under
+from kloras import (
+    PAIR,
+    assert_weights,
+    checkpoint_of,
+    choice,
+    recorded,
+    script,
+    tags,
+    weights_under,
+)
+from make_loras import compose, layers_of, write
 from test_page_xyz import plot
 
 STEPS = 6
@@ -253,6 +263,117 @@ def test_other_loras_apply_as_without_us(webui, expected):
         _, calls = recorded(webui, steps=2, **fields)
         for i, call in enumerate(calls):
             assert_weights(call["weights"], wanted, reading.other(method, i, None), base)
+
+
+# B-LoRA -------------------------------------------------------------------------------------------
+
+BLOCKS = {"content": "output_blocks.0.1.", "style": "output_blocks.1.1."}
+"""In SDXL's own names: up_blocks.0.attentions.0 and .1 of diffusers."""
+
+
+def of_own_blocks(webui, pair):
+    """The names of two files that have the block of each role alone, and nothing for the text
+    encoders."""
+    layers = layers_of(checkpoint_of(webui))
+    names = []
+    for name, beginning in zip(pair, BLOCKS.values(), strict=True):
+        file = webui.loras / f"{name}.safetensors"
+        winners = {part: file for part in layers if part.startswith(beginning)}
+        names.append(f"{name}_block")
+        compose(webui.loras / f"{name}_block.safetensors", winners, layers)
+    webui.refresh_loras()
+    return names
+
+
+@pytest.mark.models("sdxl$", smoke="sdxl$")
+@pytest.mark.parametrize("weights", [(1, 1), (0.7, -0.4)])
+def test_b_lora_is_two_files_of_one_block_each(webui, model, weights):
+    """Whole files, with text encoder parts; and the files of one block each as B-LoRAs are."""
+    pair = model.lora("content_te"), model.lora("style_te")
+    blocks = of_own_blocks(webui, pair)
+    c, s = weights
+    wanted, calls_wanted = recorded(
+        webui, prompt=f"a cat <lora:{blocks[0]}:{c}> <lora:{blocks[1]}:{s}>"
+    )
+    fields = script(method="B-LoRA")
+    for content, style in (pair, blocks, (pair[0], blocks[1])):
+        result, calls = recorded(
+            webui, prompt=tags(f"{content}:{c}", f"{style}:{s}"), alwayson_scripts=fields
+        )
+        assert "method=B-LoRA; files=" in result.infotexts[0]
+        assert result.sha == wanted.sha
+        assert [x["weights"] for x in calls] == [x["weights"] for x in calls_wanted]
+        assert [x["cond"] for x in calls] == [x["cond"] for x in calls_wanted]
+    assert wanted.sha not in (webui.txt2img().sha, webui.txt2img(prompt=tags(*pair)).sha)
+
+
+@pytest.mark.models("sdxl$")
+def test_b_lora_of_all_layers(webui, model):
+    pair = model.lora("content_linear"), model.lora("style_linear")
+    for name, seed in zip(pair, (11, 22), strict=True):
+        layers = layers_of(checkpoint_of(webui))
+        file = webui.loras / f"{name}.safetensors"
+        write(file, layers, spelling="ldm", seed=seed, which="linear")
+    blocks = of_own_blocks(webui, pair)
+    fields = script(method="B-LoRA", layers="all")
+    result = webui.txt2img(prompt=tags(*pair), alwayson_scripts=fields)
+    wanted = webui.txt2img(prompt="a cat <lora:{}:1> <lora:{}:1>".format(*blocks))
+    assert result.sha == wanted.sha
+    attention = webui.txt2img(prompt=tags(*pair), alwayson_scripts=script(method="B-LoRA"))
+    assert attention.sha != result.sha
+
+
+@pytest.mark.models("sdxl$")
+def test_b_lora_in_turn_with_the_others(webui, model):
+    pair = model.lora("content_te"), model.lora("style_te")
+    prompt, base = tags(*pair), webui.txt2img().sha
+    found = []
+    for method in ("K-LoRA", "B-LoRA", "LoRA Switch", "B-LoRA", "K-LoRA"):
+        result = webui.txt2img(prompt=prompt, alwayson_scripts=script(method=method))
+        assert "K-LoRA error" not in result.infotexts[0]
+        found.append(result.sha)
+        assert webui.txt2img().sha == base
+    assert found[:2] == found[:-3:-1]
+    assert len(set(found)) == 3
+
+
+@pytest.mark.models("sdxl$")
+def test_b_lora_in_the_plan_of_the_api(webui, model):
+    pair = model.lora("content"), model.lora("style")
+    request = {"content": pair[0], "style": pair[1], "steps": STEPS}
+    plan = webui.post("/klora/plan", {**request, "settings": {"method": "B-LoRA"}})
+    layers = [x for x in choice(webui, *pair).top if x.startswith(tuple(BLOCKS.values()))]
+    assert [layer["name"] for layer in plan["layers"]] == sorted(
+        x.replace(".", "_") for x in layers
+    )
+    for layer in plan["layers"]:
+        content = layer["name"].startswith("output_blocks_0_1_")
+        assert layer["content"] == [content] * STEPS
+        assert layer["style"] == [not content] * STEPS
+    assert plan["gamma"] is None
+    assert "nothing else is applied" in plan["summary"]
+    assert any("other layers are left out" in x for x in plan["warnings"])
+
+
+@pytest.mark.models("sdxl$")
+def test_b_lora_with_the_files_the_wrong_way_round(webui, model):
+    content, style = of_own_blocks(webui, (model.lora("content"), model.lora("style")))
+    fields = script(method="B-LoRA")
+    result = webui.txt2img(prompt=tags(style, content), alwayson_scripts=fields)
+    assert "swap the two" in result.infotexts[0]
+    assert result.sha == webui.txt2img().sha
+    both = webui.txt2img(prompt=tags(content, content), alwayson_scripts=fields)
+    assert "K-LoRA error" not in both.infotexts[0]
+    assert both.sha == webui.txt2img(prompt=f"a cat <lora:{content}:1>").sha
+
+
+@pytest.mark.models("sd15$|flux$")
+def test_b_lora_on_another_model_is_a_sentence(webui, model, pair):
+    result = webui.txt2img(prompt=tags(*pair), alwayson_scripts=script(method="B-LoRA"))
+    assert "K-LoRA error" in result.infotexts[0]
+    words = "B-LoRA is for SDXL" if model.family == "flux" else "and B-LoRA applies nothing else"
+    assert words in result.infotexts[0]
+    assert result.sha == webui.txt2img().sha
 
 
 # one after the other ------------------------------------------------------------------------------
