@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from .lora_file import LoraFile, parse_lora
 from .methods import METHODS
 from .pair import Pair, pair_files
 from .plan import Plan, make_plan
+from .projection import project
 from .score_cache import ScoreCache, file_sha256
 from .scores import Scores, compute_scores
 from .settings import FIELDS, default_beta, from_fields
@@ -228,6 +230,10 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             cache=ScoreCache(options.cache) if options.cache else None,
             sha256=tuple(hashes.values()),
         )
+    if method.projects:
+        projection = project(pair, _progress_bar())
+        told = projection.notes(*(file.name for file in files.values()))
+        pair = replace(pair, overlap=projection.overlap, warnings=(*pair.warnings, *told))
     plan = make_plan(pair, scores, settings, options.steps)
     if options.png:
         picture = plot.png(plot.selection_map(plan, pair))
@@ -282,6 +288,7 @@ def _plan_record(pair: Pair, scores: Scores | None, plan: Plan) -> dict[str, Any
     return {
         "steps": plan.steps,
         "gamma": plan.gamma,
+        "overlap": pair.overlap,
         "notes": [*pair.warnings, *pair.notes],
         "reading": plot.describe(plan, pair),
         "content_share": plot.content_share(plan).tolist(),

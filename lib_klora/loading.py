@@ -21,11 +21,12 @@ from .hosts import Fusion, Host, HostLora, OnDisk
 from .lora_file import Layer, LoraFile, parse_lora
 from .methods import METHODS
 from .pair import Pair, pair_files
+from .projection import project
 from .score_cache import ScoreCache, file_sha256
 from .scores import Scores, compute_scores
 from .settings import Settings
 from .tag import CONTENT, ROLES, STYLE, Tag, TagPair
-from .tensor_file import read_or_raise
+from .tensor_file import TensorFile, read_or_raise
 
 log = get_log()
 
@@ -77,6 +78,8 @@ class PairLoader:
         """Weak reference to the model that everything in memory was read for."""
         self._loras: dict[tuple, HostLora] = {}
         self._pairs: dict[tuple, tuple[Pair, Scores | None, list[str]]] = {}
+        self._projected: dict[tuple, tuple[HostLora, float | None, list[str]]] = {}
+        """The content's file once more, taken off the style's row space; its overlap; notes."""
         self._fusions: dict[tuple, Fusion] = {}
         self._hashes: dict[tuple, str] = {}
         self._in_use: list[set] = []
@@ -113,29 +116,43 @@ class PairLoader:
         method = METHODS[settings.method]
         in_blocks = method.blocks is not None
         pair_key = (*versions, settings.layers, settings.top_k, settings.unpaired, in_blocks)
+        projected_key = (*versions, settings.layers)
         known = self._pairs.get(pair_key)
-        if known is not None and known[1] is None and method.compares:
-            known = None
-        loras, files = {}, {}
+        compares = method.compares and (known is None or known[1] is None)
+        projects = method.projects and projected_key not in self._projected
+        is_known = not (known is None or compares or projects)
+        loras, files, read = {}, {}, {}
         # A host that keeps copies holds a file twice while reading it, so the larger one first.
         for role in sorted(ROLES, key=lambda role: -os.path.getsize(on_disk[role].path)):
             # One file in both roles is read twice: the host's record of it holds one weight.
             key = (on_disk[role].version, role == STYLE and versions[0] == versions[1])
-            if known is None or key not in self._loras:
-                tensors = self._host.read(on_disk[role])
+            if not is_known or key not in self._loras:
+                tensors = read[role] = self._host.read(on_disk[role])
                 files[role] = parse_lora(on_disk[role].name, tensors)
                 tensors.release()
                 if key not in self._loras:
                     self._loras[key] = self._host.load(on_disk[role], tensors)
             loras[role] = self._loras[key]
-        if known is None:
-            known = self._pairs[pair_key] = self._compare(on_disk, loras, files, settings, progress)
-        return LoadedPair(on_disk, loras, *known)
+        if not is_known:
+            progress = progress or self._host.show_progress
+            pair, notes = self._pair(loras, files, settings)
+            scores = known and known[1]
+            if compares:
+                scores = self._scores(on_disk, pair, progress)
+            if projects:
+                self._projected[projected_key] = self._project(on_disk, read, pair, progress)
+            known = self._pairs[pair_key] = pair.without_tensors(), scores, notes
+        pair, scores, notes = known
+        if method.projects:
+            loras[CONTENT], overlap, told = self._projected[projected_key]
+            pair, notes = replace(pair, overlap=overlap), [*notes, *told]
+        return LoadedPair(on_disk, loras, pair, scores, notes)
 
     def fusion(self, tags: TagPair, loaded: LoadedPair, settings: Settings) -> Fusion:
         """The loaded pair as the host applies it, at the weights of the tags."""
-        te, in_blocks = settings.with_text_encoder, METHODS[settings.method].blocks is not None
-        key = (*loaded.versions, tags, settings.layers, settings.unpaired, te, in_blocks)
+        te, method = settings.with_text_encoder, METHODS[settings.method]
+        kind = method.blocks is not None, method.projects
+        key = (*loaded.versions, tags, settings.layers, settings.unpaired, te, *kind)
         fusion = self._fusions.pop(key, None)
         if fusion is None:
             fusion = self._host.fuse(tags, loaded.loras, loaded.pair, te)
@@ -150,7 +167,7 @@ class PairLoader:
 
     def forget_other_models(self) -> None:
         """Lets go of what was read for a checkpoint that is no longer the host's."""
-        caches = self._loras, self._pairs, self._fusions
+        caches = self._loras, self._pairs, self._projected, self._fusions
         if any(caches) and self._model() is not self._host.model():
             for cache in caches:
                 cache.clear()
@@ -165,19 +182,15 @@ class PairLoader:
         """Lets go of all files but those of the latest ``pairs``, ``wanted`` among them."""
         self._in_use = [*(files for files in self._in_use if files != wanted), wanted][-pairs:]
         kept = set().union(*self._in_use)
-        for cache, versions in ((self._loras, 1), (self._pairs, 2), (self._fusions, 2)):
+        of_pairs = ((cache, 2) for cache in (self._pairs, self._projected, self._fusions))
+        for cache, versions in ((self._loras, 1), *of_pairs):
             for key in [key for key in cache if not kept.issuperset(key[:versions])]:
                 del cache[key]
 
-    def _compare(
-        self,
-        on_disk: Mapping[str, OnDisk],
-        loras: Mapping[str, HostLora],
-        files: Mapping[str, LoraFile],
-        settings: Settings,
-        progress: Callable[[int, int], None] | None,
-    ) -> tuple[Pair, Scores | None, list[str]]:
-        """What ``LoadedPair`` has of two files beside the host's forms of them."""
+    def _pair(
+        self, loras: Mapping[str, HostLora], files: Mapping[str, LoraFile], settings: Settings
+    ) -> tuple[Pair, list[str]]:
+        """The layers of two files that the host can apply, and what to tell."""
         layers = self._host.layers()
         network = _Network(layers, family_of(layers))
         method = METHODS[settings.method]
@@ -200,18 +213,36 @@ class PairLoader:
             network=network.family,
             blocks=method.blocks,
         )
-        scores = None
-        if method.compares:
-            scores = compute_scores(
-                pair,
-                self._host.device(),
-                progress=progress or self._host.show_progress,
-                cache=self.score_cache,
-                sha256=tuple(self._sha256(on_disk[role]) for role in ROLES),
-            )
         for note in pair.notes:
             log.info(note)
-        return pair.without_tensors(), scores, [*notes, *pair.warnings]
+        return pair, [*notes, *pair.warnings]
+
+    def _scores(
+        self, on_disk: Mapping[str, OnDisk], pair: Pair, progress: Callable[[int, int], None]
+    ) -> Scores:
+        return compute_scores(
+            pair,
+            self._host.device(),
+            progress=progress,
+            cache=self.score_cache,
+            sha256=tuple(self._sha256(on_disk[role]) for role in ROLES),
+        )
+
+    def _project(
+        self,
+        on_disk: Mapping[str, OnDisk],
+        read: Mapping[str, TensorFile],
+        pair: Pair,
+        progress: Callable[[int, int], None],
+    ) -> tuple[HostLora, float | None, list[str]]:
+        """The content's file as the host has it once it is taken off the style's row space, the
+        overlap of the two, and what to tell."""
+        projection = project(pair, progress)
+        content, tensors = on_disk[CONTENT], read[CONTENT]
+        tensors.release()
+        tensors.changed = projection.changed
+        notes = projection.notes(content.name, on_disk[STYLE].name)
+        return self._host.load(content, tensors), projection.overlap, notes
 
     def _sha256(self, on_disk: OnDisk) -> str:
         """Of the whole file: the hosts' own hash leaves out its header, which names the layers."""

@@ -116,6 +116,10 @@ class Layer:
         }
         return _DELTAS[self.kind](factors).reshape(self.shape[0], -1) * self.scale
 
+    def key_of(self, part: str) -> str:
+        """What the file calls one of its tensors."""
+        return self.tensors.key_of[part]
+
     def without_tensors(self) -> Layer:
         """The same layer without its factors; ``delta`` is not possible any more."""
         return replace(self, tensors=_NO_TENSORS)

@@ -218,4 +218,9 @@ METHODS = {
         blocks=B_LORA_BLOCKS,
         model=SDXL,
     ),
+    "NP-LoRA": Method(
+        direct_merge,
+        "both, what content does in the style's directions by a third less",
+        projects=True,
+    ),
 }  # fmt: skip

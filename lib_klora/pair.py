@@ -35,12 +35,15 @@ class Pair:
         unpaired: layer → the one role that has it and keeps it all the time.
         notes: sentences worth telling: what did not match, and why.
         warnings: sentences that a person has to know.
+        overlap: with NP-LoRA, the part of the content's energy that lies in the style's row space,
+            0..1; None for other methods, and where nothing could be projected.
     """
 
     paired: tuple[LayerPair, ...]
     unpaired: Mapping[str, str]
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    overlap: float | None = None
 
     def without_tensors(self) -> Pair:
         """The same pair without the files' tensors, to be kept once the scores are known."""

@@ -156,6 +156,8 @@ def describe(plan: Plan, pair: Pair) -> str:
         for word in (CONTENT, *_both_if_any(plan)):
             parts.append(f"{_percent(shares[word].mean())} {word}")
         parts.append(_takeovers(shares[CONTENT], shares[STYLE]))
+    if pair.overlap is not None:
+        parts.append(f"{100 * pair.overlap:.1f} % of content in the style's directions")
     for role in ROLES:
         count = sum(only == role for only in pair.unpaired.values())
         if count:

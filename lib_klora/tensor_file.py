@@ -26,12 +26,16 @@ class TensorFile(Mapping[str, torch.Tensor], ABC):
     """The tensors of the file at ``path`` by key, on the CPU.
 
     Asking for one raises KLoraError if it cannot be read, or the file is not what it was.
+
+    Attributes:
+        changed: key → the tensor that a host is to load in the place of the file's.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
         self._path = path
         self._version: tuple[int, int] | None = None
         self._keys: Mapping[str, Any] = {}
+        self.changed: Mapping[str, torch.Tensor] = {}
 
     def __contains__(self, key: object) -> bool:
         return key in self._keys
@@ -115,8 +119,8 @@ class SafetensorsFile(TensorFile):
         self.release()
 
     def read_all(self) -> dict[str, torch.Tensor]:
-        """All tensors, for a host that keeps them; in one block of memory, which many small ones
-        would fragment."""
+        """All tensors, the changed ones among them, for a host that keeps them; the others in one
+        block of memory, which many small ones would fragment."""
         memory = torch.empty(
             sum(_aligned(place.size) for place in self._keys.values()), dtype=torch.uint8
         )
@@ -126,7 +130,7 @@ class SafetensorsFile(TensorFile):
             tensors[key] = read_or_raise(self._path, self._read, place, part)
             start += _aligned(place.size)
         self.release()
-        return tensors
+        return {**tensors, **self.changed}
 
     def release(self) -> None:
         file, self._file = getattr(self, "_file", None), None

@@ -38,6 +38,7 @@ SENTENCES = (
     "every step is content, style is never used",
     "every step is style, content is never used",
     "content in its block, style in its own, nothing else is applied",
+    "1 % of content in the style's directions",
     "1 layer only in the content file; 2 layers only in the content file",
     "1 layer only in the style file; 2 layers only in the style file; no layer is in both files",
     # what was done
@@ -100,6 +101,12 @@ SENTENCES = (
     "LoRA: swap the two if they are the wrong way round, or choose another file.",
     "“x” has no layer in up_blocks.0.attentions.0, nor “y” in up_blocks.0.attentions.1, and B-LoRA "
     "applies nothing else: swap the two if they are the wrong way round, or choose another method.",
+    "NP-LoRA leaves 1 layer of “x” (such as y) as in Direct merge, because not both files have "
+    "LoRA factors there.",
+    "NP-LoRA leaves 2 layers of “x” (such as y) as in Direct merge, because not both files have "
+    "LoRA factors there.",
+    "“x” and “y” hardly overlap (0.4 % of content in the style's directions), so this is nearly "
+    "Direct merge.",
     "K-LoRA does not know this network: the 4 layers with attention in their names were taken to "
     "be its attention.",
     "The comparison of the two LoRAs was interrupted: generate again and it goes on where it "
@@ -152,7 +159,7 @@ TRANSLATIONS = {
     "probability 1/3, else style. Top-K without scale: K-LoRA with S(t) = 1. Without γ: K-LoRA "
     "with γ = 1. EST-LoRA: as K-LoRA, by the energy of all entries and the authors' γ. B-LoRA: "
     "SDXL only, content in up_blocks.0.attentions.0, style in up_blocks.0.attentions.1, nothing "
-    "else.": (
+    "else. NP-LoRA: both, what content does in the style's directions by a third less.": (
         "两个 LoRA 的融合方式。K-LoRA：采用最大元素更重的 LoRA。"
         "Direct merge：每层每步同时使用两个 LoRA。LoRA Switch：内容与风格逐步交替。"
         "Fixed selection：S(t) 小于 1 时用内容，之后用风格。"
@@ -160,7 +167,7 @@ TRANSLATIONS = {
         "Top-K without scale：S(t) = 1 的 K-LoRA。Without γ：γ = 1 的 K-LoRA。"
         "EST-LoRA：同 K-LoRA，但比较全部元素的能量，并用作者程序的 γ。"
         "B-LoRA：仅限 SDXL，内容用于 up_blocks.0.attentions.0，风格用于 up_blocks.0.attentions.1，"
-        "其余不应用。",
+        "其余不应用。NP-LoRA：同时使用两者，内容在风格方向上的部分减少三分之一。",
         "2 つの LoRA の融合方式。K-LoRA：最大要素の重い方の LoRA。"
         "Direct merge：全層・全ステップで両方。LoRA Switch：1 ステップごとに内容と画風を交互に。"
         "Fixed selection：S(t) が 1 未満の間は内容、以後は画風。"
@@ -168,7 +175,8 @@ TRANSLATIONS = {
         "Top-K without scale：S(t) = 1 の K-LoRA。Without γ：γ = 1 の K-LoRA。"
         "EST-LoRA：K-LoRA と同様だが、全要素のエネルギーと著者のプログラムの γ を使用。"
         "B-LoRA：SDXL 専用。内容は up_blocks.0.attentions.0、画風は up_blocks.0.attentions.1 のみ、"
-        "他は適用しません。",
+        "他は適用しません。"
+        "NP-LoRA：両方。ただし内容のうち画風の方向にある部分は 3 分の 1 減らします。",
     ),
     "Layers": ("层", "層"),
     "attention: the layers of the paper, everything else in the files is left out. all: every "
@@ -578,6 +586,20 @@ TRANSLATIONS = {
     "content in its block, style in its own, nothing else is applied": (
         "内容与风格各在自己的块中，其余不应用",
         "内容と画風はそれぞれのブロックだけで、他は適用しません",
+    ),
+    "% of content in the style's directions": (
+        "% 的内容在风格的方向上",
+        "% の内容が画風の方向",
+    ),
+    "NP-LoRA leaves": ("NP-LoRA 使以下层保持 Direct merge 的做法：", "NP-LoRA は"),
+    ") as in Direct merge, because not both files have LoRA factors there.": (
+        "），因为并非两个文件都有该层的 LoRA 因子。",
+        "）を Direct merge のままにします：両ファイルに LoRA の因子がそろっていません。",
+    ),
+    "hardly overlap (": ("几乎不重叠（", "はほとんど重なりません（"),
+    "% of content in the style's directions), so this is nearly Direct merge.": (
+        "% 的内容在风格的方向上），因此结果接近 Direct merge。",
+        "% の内容が画風の方向）。そのためほぼ Direct merge です。",
     ),
     "B-LoRA is for": ("B-LoRA 适用于", "B-LoRA は次のモデル用です："),
     ": choose another checkpoint or method.": (

@@ -117,7 +117,7 @@ class A1111(CommonHost):
         return UnpickledFile(on_disk.path, read)
 
     def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
-        """``tensors`` are not needed: the host reads the file itself, and keeps copies.
+        """The host reads the file itself, and keeps copies: what is changed is put into these.
 
         The network is never in the host's list, and its name never occurs in a ``<lora:>``:
         extensions that set weights by name (loractl) mean that one.
@@ -128,12 +128,15 @@ class A1111(CommonHost):
             raise KLoraError(
                 f"“{on_disk.name}” cannot be applied by this WebUI ({error}): choose another file."
             ) from error
+        changed = {split_key(key)[0]: tensor for key, tensor in tensors.changed.items()}
         parts = _Parts(net)
         names, shapes, of_text = {}, {}, set()
         for key, module in net.modules.items():
             prefix, _ = split_key(module.network_key)
             if key.startswith(_UNET):
                 module.__class__ = _counting_class(type(module))
+                if prefix in changed:
+                    _replace_factor(module, changed[prefix])
                 name = names[prefix] = key.removeprefix(_UNET)
                 parts.unet.setdefault(name, {})[key] = module
                 weight = getattr(module.sd_module, "weight", None)
@@ -267,6 +270,17 @@ class A1111(CommonHost):
 def _modules(of_layer: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> dict[str, Any]:
     """Module key → module of these layers of a file."""
     return {key: module for name in names for key, module in of_layer[name].items()}
+
+
+def _replace_factor(module: Any, factor: torch.Tensor) -> None:
+    """Puts another down, or another full difference, into the host's module of a layer, as it
+    would have been read."""
+    down = getattr(module, "down_model", None)
+    if down is None:
+        module.weight = factor
+    else:
+        with torch.no_grad():
+            down.weight.copy_(factor.reshape(down.weight.shape))
 
 
 def _carrier(*nets: network.Network) -> network.Network:

@@ -98,7 +98,8 @@ class Host(Protocol):
         """The tensors of a file; never unpickled by us. Raises KLoraError."""
 
     def load(self, on_disk: OnDisk, tensors: TensorFile) -> HostLora:
-        """The file through the host's LoRA code, for the present model. Raises KLoraError."""
+        """The file, with what ``tensors.changed`` says, through the host's LoRA code, for the
+        present model. Raises KLoraError."""
 
     def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> Fusion:
         """Prepares a pair; ``loras`` by role; ``te``: with the text encoder parts."""

@@ -51,6 +51,10 @@ class PlanAnswer(BaseModel):
 
     method: str
     gamma: float | None = Field(description="null if the method does not compare the files")
+    overlap: float | None = Field(
+        description="with NP-LoRA: which part of the content's energy lies in the style's row "
+        "space, 0 to 1; null for another method, and if nothing could be projected"
+    )
     t: list[float] = Field(description="progress of each step")
     content_share: list[float] = Field(description="part of the layers with content, each step")
     style_share: list[float] = Field(description="part of the layers with style, each step")
@@ -132,6 +136,7 @@ def _plan(network: Any, request: PlanRequest) -> dict[str, Any]:
     return {
         "method": plan.method,
         "gamma": plan.gamma,
+        "overlap": pair.overlap,
         "t": plan.t[:-1].tolist(),
         "content_share": content_share(plan).tolist(),
         "style_share": style_share(plan).tolist(),

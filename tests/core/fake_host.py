@@ -37,6 +37,8 @@ class FakeFusion:
     layers: tuple[str, ...]
     unpaired: dict[str, str]
     te: bool
+    changed: dict[str, torch.Tensor]
+    """What the content's file was loaded with in the place of its own."""
 
 
 @dataclass
@@ -111,14 +113,15 @@ class FakeHost:
         }
         shapes = {name: self.present.shapes[name] for name in names.values()}
         of_text = {x.prefix for x in layers.values() if x.prefix.startswith(self.of_text)}
-        return HostLora(on_disk, names, shapes, frozenset(of_text), object())
+        return HostLora(on_disk, names, shapes, frozenset(of_text), dict(tensors.changed))
 
     def fuse(self, tags, loras, pair, te) -> FakeFusion:
         self._record("fuse")
         assert set(loras) == {"content", "style"}
         assert loras["content"] is not loras["style"]
         layers = tuple(layer.name for layer in pair.paired)
-        return FakeFusion(tags, layers, dict(pair.unpaired), te)
+        assert not loras["style"].parts
+        return FakeFusion(tags, layers, dict(pair.unpaired), te, loras["content"].parts)
 
     def follow(self, p) -> None:
         self._record("follow")

@@ -23,6 +23,7 @@ from lib_klora.families import FAMILIES
 from lib_klora.lora_file import parse_lora
 from lib_klora.pair import LayerPair, Pair, pair_files
 from lib_klora.plan import Plan, make_plan, progress
+from lib_klora.projection import project
 from lib_klora.scores import compute_scores
 from lib_klora.settings import FIELDS, Settings
 from lib_klora.tensor_file import SafetensorsFile
@@ -159,6 +160,22 @@ def test_b_lora_of_files_for_another_model(files, tmp_path, capsys):
     assert "B-LoRA is for SDXL, and “flux.safetensors” was made for Flux" in capsys.readouterr().err
     assert main(["plan", *files, "--method", "B-LoRA"]) == 1, "the middle block alone"
     assert "has no layer in up_blocks.0.attentions.0, nor" in capsys.readouterr().err
+
+
+def test_plan_of_np_lora(files, capsys):
+    call = ["plan", *files, "--method", "NP-LoRA", "--steps", "3"]
+    assert main([*call, "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {layer["choice"] for layer in found["layers"]} == {"bbb"}
+    pair = pair_files(*(parse_lora("x", SafetensorsFile(path)) for path in files))
+    assert found["overlap"] == project(pair).overlap
+    assert main(call) == 0
+    assert capsys.readouterr().out.endswith(
+        f"NP-LoRA: every layer gets both in every step; {100 * found['overlap']:.1f} % of content "
+        f"in the style's directions\n"
+    )
+    assert main(["plan", *files, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["overlap"] is None
 
 
 def test_bars_of_content_both_and_style(files, capsys):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lib_klora.errors import KLoraError
@@ -92,6 +92,27 @@ def run(host, settings, tags=(("content",), ("style",))):
     assert not report.error, report.error
     session.detach()
     return seen, report
+
+
+def test_np_lora_is_the_two_files_with_the_content_written_anew(host, folder):
+    """By numpy's QR, in fp64 and then fp32, in the layers that both have."""
+    content, style = (load_file(folder / f"{x}.safetensors") for x in ("content", "style"))
+    for layer in LAYERS:
+        key = f"unet.{layer}.lora_A.weight"
+        basis, _ = np.linalg.qr(style[key].double().numpy().T)
+        a = content[key].double().numpy()
+        content[key] = torch.from_numpy((a - a @ basis @ basis.T / 3).astype(np.float32))
+    save_file(content, folder / "projected.safetensors")
+    before = weights(host)
+    plain = under(host, ("content", 0.7), ("style", 1.0))
+    wanted = under(host, ("projected", 0.7), ("style", 1.0))
+    assert not same(wanted, plain)
+    tags = (("content", "0.7"), ("style",))
+    for method, right in (("NP-LoRA", wanted), ("Direct merge", plain), ("NP-LoRA", wanted)):
+        seen, report = run(host, Settings(method=method), tags)
+        assert all(same(now, right) for now in seen)
+        assert same(weights(host), before)
+        assert (report.passes[-1].pair.overlap is None) == (method == "Direct merge")
 
 
 def test_recover_applies_anew_what_is_wanted(host):

@@ -19,10 +19,11 @@ from lib_klora.settings import Settings
 C, S = "content", "style"
 NAMES = (
     "K-LoRA", "Direct merge", "LoRA Switch", "Fixed selection", "Random selection",
-    "Top-K without scale", "Without γ", "EST-LoRA", "B-LoRA",
+    "Top-K without scale", "Without γ", "EST-LoRA", "B-LoRA", "NP-LoRA",
 )  # fmt: skip
 WITHOUT_SCORES = (
     "Direct merge", "LoRA Switch", "Fixed selection", "Random selection", "B-LoRA",
+    "NP-LoRA",
 )  # fmt: skip
 STEPS = st.integers(1, 60)
 LAYERS = st.integers(1, 12)

@@ -20,6 +20,7 @@ from lib_klora.lora_file import parse_lora
 from lib_klora.methods import BITS, METHODS
 from lib_klora.pair import pair_files
 from lib_klora.plan import make_plan
+from lib_klora.projection import project
 from lib_klora.scores import compute_scores
 from lib_klora.session import Session
 from lib_klora.settings import Settings, from_args
@@ -1440,6 +1441,137 @@ class TestBLora:
             f"method."
         )
         assert host.attached is None
+
+
+class TestNPLora:
+    """The content's file is loaded once more with other numbers, and only this method has that."""
+
+    def changed(self, host):
+        return dict(host.attached.changed)
+
+    def projected(self, folder, content, style):
+        files = (
+            parse_lora(n, SafetensorsFile(folder / f"{n}.safetensors")) for n in (content, style)
+        )
+        return project(pair_files(*files)).changed
+
+    def same(self, found, wanted):
+        return found.keys() == wanted.keys() and all(
+            torch.equal(found[x], wanted[x]) for x in found
+        )
+
+    def test_both_everywhere_with_the_content_projected(self, session, host, folder):
+        p = generate(session, settings=of("NP-LoRA"))
+        assert set(host.applied.values()) == {"content+style"}
+        assert self.same(self.changed(host), self.projected(folder, "cat", "ink"))
+        assert {key.rpartition(".lora_")[2] for key in self.changed(host)} == {"down.weight"}
+        assert not p.comments
+        assert host.attached.te
+
+    def test_in_turn_with_others_each_has_its_own_and_nothing_is_read_again(
+        self, session, host, folder
+    ):
+        wanted = self.projected(folder, "cat", "ink")
+        for _ in range(2):
+            for method in ("K-LoRA", "NP-LoRA", "Direct merge", "NP-LoRA"):
+                generate(session, settings=of(method))
+                assert self.same(self.changed(host), wanted if method == "NP-LoRA" else {})
+        assert [x[1] for x in host.asked if x[0] == "load"].count("cat") == 2
+        assert host.count("load") == 3
+        assert host.count("fuse") == 2, "K-LoRA and Direct merge have one"
+        assert selected(host)[:4] == plan_of(folder).choice[:4].tolist()
+
+    def test_another_style_is_another_projection_and_the_first_is_let_go(
+        self, session, host, folder
+    ):
+        for style in ("ink", "oil", "ink"):
+            generate(session, tags=[["cat"], [style]], settings=of("NP-LoRA"))
+            assert self.same(self.changed(host), self.projected(folder, "cat", style))
+            assert len(session._loader._projected) == 1
+
+    def test_the_same_file_as_style_and_alone(self, session, host, folder):
+        generate(session, settings=of("NP-LoRA"))
+        generate(session, tags=[["ink"], ["cat"]], settings=of("NP-LoRA"))
+        assert self.same(self.changed(host), self.projected(folder, "ink", "cat"))
+        generate(session, tags=[["cat"], ["cat"]], settings=of("NP-LoRA"))
+        assert self.same(self.changed(host), self.projected(folder, "cat", "cat"))
+        generate(session, tags=[["cat"], ["oil"]])
+        assert not self.changed(host)
+
+    def test_two_pairs_of_one_hires_generation(self, session, host, folder):
+        for _ in range(2):
+            p = Processing(enable_hr=True)
+            for hires, style in ((False, "ink"), (True, "oil")):
+                p.is_hr_pass = hires
+                session.activate(p, [["cat"], [style]], of("NP-LoRA"))
+                assert self.same(self.changed(host), self.projected(folder, "cat", style))
+        assert host.count("load") == 5
+
+    def test_a_changed_file_or_checkpoint_is_projected_anew(self, session, host, folder):
+        generate(session, settings=of("NP-LoRA"))
+        save_file(linears(PREFIXES, rank=4, seed=40), folder / "ink.safetensors")
+        os.utime(folder / "ink.safetensors", ns=(1, 1))
+        generate(session, settings=of("NP-LoRA"))
+        assert self.same(self.changed(host), self.projected(folder, "cat", "ink"))
+        host.present, loads = Model(PREFIXES), host.count("load")
+        generate(session, settings=of("NP-LoRA"))
+        assert host.count("load") == loads + 3
+
+    def test_layers_all_is_a_projection_of_its_own(self, session, host, folder):
+        for seed, name in enumerate(("cat", "ink")):
+            save_file(
+                linears([*PREFIXES, "lora_unet_conv_out"], seed=seed),
+                folder / f"{name}.safetensors",
+            )
+        host.present = Model([*PREFIXES, "lora_unet_conv_out"])
+        for layers, count in (("attention", 8), ("all", 9), ("attention", 8)):
+            generate(session, settings=of("NP-LoRA", layers=layers))
+            assert len(self.changed(host)) == count
+
+    def test_the_overlap_is_shown_and_a_small_one_is_told(self, session, host, folder):
+        (done,) = session.preview(TAGS, of("NP-LoRA"), 4).passes
+        assert 0.1 < done.pair.overlap < 0.5, "two of eight directions"
+        assert session.preview(TAGS, of("Direct merge"), 4).passes[0].pair.overlap is None
+        tensors = linears(PREFIXES, rank=4, seed=1)
+        other = linears(PREFIXES, rank=4, seed=2)
+        for key in tensors:
+            if key.endswith("down.weight"):
+                tensors[key][:, 4:], other[key][:, :4] = 0, 0
+                other[key][:, 4:] += 0.01 * tensors[key][:, :4]
+        save_file(tensors, folder / "left.safetensors")
+        save_file(other, folder / "right.safetensors")
+        p = generate(session, tags=[["left"], ["right"]], settings=of("NP-LoRA"))
+        (comment,) = p.comments
+        assert comment == (
+            "K-LoRA: “left” and “right” hardly overlap (0.0 % of content in the style's "
+            "directions), so this is nearly Direct merge."
+        )
+
+    def test_what_is_no_lora_is_told(self, session, host, folder):
+        tensors = dict(linears(PREFIXES[1:], seed=3))
+        tensors[f"{PREFIXES[0]}.lokr_w1"] = torch.ones(2, 2)
+        tensors[f"{PREFIXES[0]}.lokr_w2"] = torch.ones(4, 4)
+        save_file(tensors, folder / "mixed.safetensors")
+        for tags in ([["mixed"], ["ink"]], [["cat"], ["mixed"]]):
+            p = generate(session, tags=tags, settings=of("NP-LoRA"))
+            (comment,) = p.comments
+            assert f"NP-LoRA leaves 1 layer of “{tags[0][0]}” (such as {PREFIXES[0]})" in comment
+            assert len(self.changed(host)) == 7
+        again = generate(session, tags=tags, settings=of("NP-LoRA"))
+        assert again.comments == p.comments
+
+    def test_interrupted_it_is_told_and_done_the_next_time(self, session, host, monkeypatch):
+        def stop(done, total):
+            if done == 3:
+                raise KLoraError("interrupted")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(host, "show_progress", stop)
+            p = generate(session, settings=of("NP-LoRA"))
+        assert p.extra_generation_params["K-LoRA error"] == "interrupted"
+        again = generate(session, settings=of("NP-LoRA"))
+        assert "K-LoRA error" not in again.extra_generation_params
+        assert len(self.changed(host)) == 8
 
 
 class TestScoresOnDisk:

@@ -61,6 +61,16 @@ class TestMapping:
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
 
+    def test_what_is_changed_is_for_the_host_alone(self, write):
+        path, tensors = write("cat", 1)
+        file, key = SafetensorsFile(path), next(iter(tensors))
+        file.changed = {key: torch.zeros(3)}
+        found = file.read_all()
+        assert list(found) == list(file), "in the file's order"
+        assert torch.equal(found.pop(key), torch.zeros(3))
+        assert all(torch.equal(tensor, file[x]) for x, tensor in found.items())
+        assert file[key].numel() != 3
+
     def test_read_all_keeps_every_type_and_shape(self, tmp_path):
         names = [
             "float32",
