@@ -4,10 +4,11 @@ Nothing here comes from lib_klora; the equations are those of K-LoRA (CVPR 2025)
 """
 
 import math
+import re
 
 import numpy as np
 import torch
-from make_loras import layers_of, parts_of
+from make_loras import layers_of, parts_of, save
 from safetensors.torch import load_file
 
 
@@ -86,6 +87,55 @@ def joined(found, whole):
     }
 
 
+def rows_of(tensors):
+    """The rows that those of a plain LoRA's ΔW are made of, in fp64; None for anything else."""
+    down = next(
+        (x for name, x in tensors.items() if re.search(r"(down|lora_A)\.weight$", name)), None
+    )
+    if down is None or any("dora_scale" in name for name in tensors):
+        return None
+    down = down.flatten(1).double().numpy()
+    middle = next((x for name, x in tensors.items() if "lora_mid" in name), None)
+    if middle is not None:
+        down = np.einsum("pqkl,qi->pikl", middle.double().numpy(), down)
+    return down.reshape(len(down), -1)
+
+
+def project(content, style, checkpoint, path, layers=lambda part: True):
+    """Write the content's file as NP-LoRA (arXiv 2511.11051) has it beside the style, μ = 0.5: in
+    every layer of the UNet that both have A_c ← A_c − (A_c·Q)·Qᵀ/3, Q by numpy's QR of A_sᵀ.
+
+    Returns which part of the content's energy lies in the style's row space, over these layers.
+    """
+    found = layers_of(checkpoint)
+    held, others = load_file(content), load_file(style)
+    parts, parts_s = parts_of(content, found), parts_of(style, found)
+    before = deltas(content, checkpoint)
+    inside = total = 0.0
+    for part, keys in parts.items():
+        layer = part.partition("[")[0]
+        if layers(part) and not part.startswith("te"):
+            names = [x for x in (part, layer) if x in parts_s][:1]
+            names = names or [x for x in parts_s if x.startswith(f"{part}[")]
+            rows = [rows_of({key: others[key] for key in parts_s[x]}) for x in names]
+            changing = [
+                key for key in keys if re.search(r"(down\.weight|lora_A\.weight|\.diff)$", key)
+            ]
+            kept = any(re.search("dora_scale|lora_mid", key) for key in keys)
+            if not changing or kept or not rows or any(x is None for x in rows):
+                continue
+            basis, _ = np.linalg.qr(np.concatenate(rows).T)
+            old = held[changing[0]]
+            factor = old.flatten(1).double().numpy()
+            new = (factor - (factor @ basis) @ basis.T / 3).astype(np.float32)
+            held[changing[0]] = torch.from_numpy(new).to(old.dtype).reshape(old.shape)
+            delta_c = before[part][0].double().numpy()
+            inside += ((delta_c @ basis) ** 2).sum()
+            total += (delta_c**2).sum()
+    save(path, held)
+    return inside / total if total else None
+
+
 class Choice:
     """Eq. 1-10 for two files on one checkpoint; the layers of `layers` only (a predicate)."""
 
@@ -141,10 +191,10 @@ class Choice:
     def other(self, method, i, scale, seed=0):
         """{layer: role} after `i` steps, by a method that the paper compares with; `scale` is S(t).
 
-        Role “both” is content and style added up.
+        Role “both” is content and style added up; with NP-LoRA the content of `project`.
         """
         layers = sorted(self.top, key=lambda part: part.replace(".", "_"))
-        if method == "Direct merge":
+        if method in ("Direct merge", "NP-LoRA"):
             roles = ["both" for _ in layers]
         elif method == "LoRA Switch":
             roles = [("content", "style")[i % 2] for _ in layers]

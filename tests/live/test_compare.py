@@ -14,6 +14,7 @@ ONE_BY_ONE = {
     "K-LoRA, share": lambda: {"alwayson_scripts": script(scale="share", alpha=2)},
     "LoRA Switch": lambda: {"alwayson_scripts": script(method="LoRA Switch", alpha=2)},
     "EST-LoRA": lambda: {"alwayson_scripts": script(method="EST-LoRA", alpha=2)},
+    "NP-LoRA": lambda: {"alwayson_scripts": script(method="NP-LoRA", alpha=2)},
 }
 TAGS = f"a cat <klora:{PAIR[0]}:0.8> <klora:{PAIR[1]}:0.6>"
 

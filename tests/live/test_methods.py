@@ -14,7 +14,9 @@ from kloras import (
     tags,
     weights_under,
 )
-from make_loras import compose, layers_of, write
+from make_loras import compose, layers_of, save, write
+from paper import project
+from safetensors.torch import load_file
 from test_page_xyz import plot
 
 STEPS = 6
@@ -376,6 +378,151 @@ def test_b_lora_on_another_model_is_a_sentence(webui, model, pair):
     assert result.sha == webui.txt2img().sha
 
 
+# NP-LoRA ------------------------------------------------------------------------------------------
+
+
+def projected(webui, content, style, **how):
+    """(the name of the content's file as NP-LoRA has it beside the style, their overlap)."""
+    files = [webui.loras / f"{name}.safetensors" for name in (content, style)]
+    name = f"{content}_off_{style}"
+    overlap = project(*files, checkpoint_of(webui), webui.loras / f"{name}.safetensors", **how)
+    webui.refresh_loras()
+    return name, overlap
+
+
+@pytest.mark.models(smoke="sd15$")
+@pytest.mark.parametrize("order", ["content first", "style first"])
+def test_np_lora_is_two_loras_with_the_content_written_anew(webui, model, pair, order):
+    """Bit for bit, all storage types, at weights of the tags."""
+    content, _ = projected(webui, *pair)
+    ours = [f"<klora:{pair[0]}:0.7:content>", f"<klora:{pair[1]}:-0.4:style>"]
+    theirs = [f"<lora:{content}:0.7>", f"<lora:{pair[1]}:-0.4>"]
+    if order == "style first":
+        ours.reverse()
+        theirs.reverse()
+    fields = script(method="NP-LoRA")
+    result, calls = recorded(webui, prompt=f"a cat {' '.join(ours)}", alwayson_scripts=fields)
+    wanted, calls_wanted = recorded(webui, prompt=f"a cat {' '.join(theirs)}")
+    assert "method=NP-LoRA; files=" in result.infotexts[0]
+    assert result.sha == wanted.sha
+    assert [call["weights"] for call in calls] == [call["weights"] for call in calls_wanted]
+    merged = webui.txt2img(
+        prompt=f"a cat {' '.join(ours)}", alwayson_scripts=script(method="Direct merge")
+    )
+    assert merged.sha != wanted.sha, "the projection shows nowhere: no test"
+
+
+@pytest.mark.parametrize(
+    ("content", "style"),
+    [
+        ("content_all", "style_all"),
+        ("style_all", "content_all"),
+        ("content_te", "style_te"),
+        ("content", "style_bf16"),
+        ("style_bf16", "content"),
+        ("content_lokr", "style_loha"),
+        ("content_all", "style_dora"),
+        ("style_dora", "content_all"),
+        ("content", "style_full"),
+        ("style_full", "content_all"),
+        ("content_down", "style_all"),
+        ("content", "content"),
+    ],
+)
+def test_np_lora_of_files_of_every_kind(webui, content, style):
+    """All layers, text encoder and biases; layers of one file; one file twice; full differences.
+    What has no LoRA factors stays as in Direct merge."""
+    content, style = f"sd15_{content}", f"sd15_{style}"
+    fields = script(method="NP-LoRA", layers="all")
+    name, overlap = projected(webui, content, style)
+    result = webui.txt2img(prompt=tags(content, style), alwayson_scripts=fields)
+    assert "K-LoRA error" not in result.infotexts[0]
+    wanted = webui.txt2img(prompt=f"a cat <lora:{name}:1> <lora:{style}:1>")
+    assert result.sha == wanted.sha
+    request = {"content": content, "style": style, "settings": {"layers": "all"}}
+    request["settings"]["method"] = "NP-LoRA"
+    plan = webui.post("/klora/plan", request)
+    assert plan["overlap"] == (overlap and pytest.approx(overlap, rel=1e-3))
+
+
+@pytest.mark.needs("flux")
+@pytest.mark.parametrize("content", ["flux_content", "flux_content_split"])
+@pytest.mark.parametrize("style", ["flux_style", "flux_style_split"])
+def test_np_lora_of_flux_files_that_split_what_the_model_fuses(webui, host, content, style):
+    webui.load(host.models["flux"])
+    name, overlap = projected(webui, content, style)
+    fields = script(method="NP-LoRA")
+    result = webui.txt2img(prompt=tags(content, style), alwayson_scripts=fields)
+    assert result.sha == webui.txt2img(prompt=f"a cat <lora:{name}:1> <lora:{style}:1>").sha
+    request = {"content": content, "style": style, "settings": {"method": "NP-LoRA"}}
+    assert webui.post("/klora/plan", request)["overlap"] == pytest.approx(overlap, rel=1e-3)
+
+
+def test_np_lora_leaves_the_content_to_others_as_it_is(webui):
+    """With another style, with other methods, in the other role, and alone, right after."""
+    content, style, other = *PAIR, "sd15_other"
+    makers = [
+        *(
+            (tags(*names), method)
+            for names in ((content, style), (content, other), (style, content))
+            for method in ("NP-LoRA", "Direct merge", "K-LoRA")
+        ),
+        (f"a cat <lora:{content}:1>", "K-LoRA"),
+        (f"a cat <lora:{content}:1> <lora:{style}:1>", "K-LoRA"),
+        ("a cat", "K-LoRA"),
+    ]
+
+    def make(i):
+        prompt, method = makers[i]
+        fields = script(method=method, enabled="klora" in prompt)
+        return webui.txt2img(prompt=prompt, alwayson_scripts=fields).sha
+
+    first = [make(i) for i in range(len(makers))]
+    assert first[1] == first[-2], "Direct merge is the two <lora:>"
+    assert len({*first[:3], *first[3:6], first[6], first[8], first[-3], first[-1]}) == 10
+    order = list(np.random.default_rng(1).permutation(len(makers)))
+    assert [make(i) for i in order] == [first[i] for i in order]
+    assert make(0) == first[0]
+    name, _ = projected(webui, content, style)
+    assert webui.txt2img(prompt=f"a cat <lora:{name}:1> <lora:{style}:1>").sha == first[0]
+
+
+def test_np_lora_of_a_hires_picture(webui):
+    name, _ = projected(webui, *PAIR)
+    fields = dict(
+        steps=2, enable_hr=True, hr_scale=2, denoising_strength=0.6, hr_second_pass_steps=2
+    )
+    result = webui.txt2img(prompt=tags(*PAIR), alwayson_scripts=script(method="NP-LoRA"), **fields)
+    wanted = webui.txt2img(prompt=f"a cat <lora:{name}:1> <lora:{PAIR[1]}:1>", **fields)
+    assert result.sha == wanted.sha
+
+
+def test_np_lora_of_row_spaces_apart_is_direct_merge_and_says_so(webui):
+    """The content answers to the even inputs, the style to the odd ones."""
+    names = "sd15_content_even", "sd15_style_odd"
+    for name, source, start in zip(names, PAIR, (1, 0), strict=True):
+        held = load_file(webui.loras / f"{source}.safetensors")
+        for key, tensor in held.items():
+            if "lora_down" in key:
+                tensor[:, start::2] = 0
+        save(webui.loras / f"{name}.safetensors", held)
+    webui.refresh_loras()
+    mark = webui.mark()
+    found = {
+        method: webui.txt2img(prompt=tags(*names), alwayson_scripts=script(method=method))
+        for method in ("NP-LoRA", "Direct merge")
+    }
+    assert found["NP-LoRA"].sha == found["Direct merge"].sha
+    said = "hardly overlap (0.0 % of content in the style's directions)"
+    assert webui.log_since(mark).count(said) == 1
+    request = {"content": names[0], "style": names[1], "settings": {"method": "NP-LoRA"}}
+    plan = webui.post("/klora/plan", request)
+    assert plan["overlap"] < 1e-6
+    assert any(said in sentence for sentence in plan["warnings"])
+    request["settings"] = {}
+    assert webui.post("/klora/plan", request)["overlap"] is None
+
+
 # one after the other ------------------------------------------------------------------------------
 
 
@@ -394,7 +541,7 @@ def test_methods_in_turn_leave_nothing_behind(webui):
                 assert webui.txt2img(steps=STEPS).sha == base
         return found
 
-    methods = ["K-LoRA", *METHODS]
+    methods = ["K-LoRA", *METHODS, "NP-LoRA"]
     first = images(methods, between=True)
     assert len({*first.values(), base}) == len(methods) + 1
     assert first["Direct merge"] == both
@@ -420,7 +567,7 @@ def test_an_image_that_ended_early_leaves_nothing_behind(webui, method):
 # what the person is told --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["K-LoRA", *METHODS])
+@pytest.mark.parametrize("method", ["K-LoRA", *METHODS, "NP-LoRA"])
 def test_the_plan_of_the_api(webui, expected, method):
     reading = expected[0]
     request = {"content": PAIR[0], "style": PAIR[1], "steps": STEPS}
@@ -442,7 +589,7 @@ def test_the_plan_of_the_api(webui, expected, method):
 @pytest.mark.parametrize(
     ("label", "name", "values", "more"),
     [
-        ("Method", "method", ["K-LoRA", *METHODS], {}),
+        ("Method", "method", ["K-LoRA", *METHODS, "NP-LoRA"], {}),
         ("Selection seed", "seed", [0, 1, 2], {"method": "Random selection"}),
         ("Share at the start", "share_start", [100, 50], {"scale": "share"}),
         ("Share at the end", "share_end", [100, 0], {"scale": "share"}),
