@@ -1478,6 +1478,7 @@ class TestNPLora:
                 assert self.same(self.changed(host), wanted if method == "NP-LoRA" else {})
         assert [x[1] for x in host.asked if x[0] == "load"].count("cat") == 2
         assert host.count("load") == 3
+        assert host.count("read") == 4, "both files once for K-LoRA, once for NP-LoRA"
         assert host.count("fuse") == 2, "K-LoRA and Direct merge have one"
         assert selected(host)[:4] == plan_of(folder).choice[:4].tolist()
 

@@ -287,7 +287,7 @@ def of_own_blocks(webui, pair):
     return names
 
 
-@pytest.mark.models("sdxl$", smoke="sdxl$")
+@pytest.mark.models("sdxl$")
 @pytest.mark.parametrize("weights", [(1, 1), (0.7, -0.4)])
 def test_b_lora_is_two_files_of_one_block_each(webui, model, weights):
     """Whole files, with text encoder parts; and the files of one block each as B-LoRAs are."""
