@@ -406,10 +406,12 @@ def test_np_lora_is_two_loras_with_the_content_written_anew(webui, model, pair, 
     assert "method=NP-LoRA; files=" in result.infotexts[0]
     assert result.sha == wanted.sha
     assert [call["weights"] for call in calls] == [call["weights"] for call in calls_wanted]
-    merged = webui.txt2img(
-        prompt=f"a cat {' '.join(ours)}", alwayson_scripts=script(method="Direct merge")
-    )
-    assert merged.sha != wanted.sha, "the projection shows nowhere: no test"
+    fields = script(method="Direct merge")
+    _, (merged, *_) = recorded(webui, prompt=f"a cat {' '.join(ours)}", alwayson_scripts=fields)
+    # From a cached fp16 weight AUTOMATIC1111 begins with each LoRA anew (networks.py,
+    # network_apply_weights): of two only the last is left.
+    if not ("cache_fp16_weight" in model.options and order == "content first"):
+        assert merged["weights"] != calls[0]["weights"], "the projection shows nowhere: no test"
 
 
 @pytest.mark.parametrize(
