@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lib_klora import plot
+from lib_klora import picture, plot
 from lib_klora.lora_file import LoraFile, parse_lora
 from lib_klora.pair import pair_files
 from lib_klora.plan import make_plan
@@ -50,7 +50,7 @@ def main() -> None:
     pair = pair_files(made_up("subject", 8, 1), made_up("style", 16, 2))
     plan = make_plan(pair, compute_scores(pair), Settings(), steps=30)
     target = Path(__file__).with_name("selection-map.png")
-    target.write_bytes(plot.png(plot.selection_map(plan, pair)))
+    target.write_bytes(picture.png(picture.selection_map(plan, pair)))
     print(plot.describe(plan, pair))
 
 

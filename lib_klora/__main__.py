@@ -236,7 +236,7 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         pair = replace(pair, overlap=projection.overlap, warnings=(*pair.warnings, *told))
     plan = make_plan(pair, scores, settings, options.steps)
     if options.png:
-        picture = plot.png(plot.selection_map(plan, pair))
+        picture = _picture(plan, pair)
         if options.png == "-":
             sys.stdout.buffer.write(picture)
         else:
@@ -250,6 +250,17 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         _write_json(options.json, record)
     if "-" not in (options.png, options.json):
         _print_plan(files, pair, plan, settings.gamma)
+
+
+def _picture(plan: Plan, pair: Pair) -> bytes:
+    try:
+        from .picture import png, selection_map  # only now: nothing else needs Pillow
+    except ModuleNotFoundError as error:
+        raise KLoraError(
+            f"--png needs Pillow, and this Python has no {error.name}: use one that has, such as "
+            f"the WebUI's."
+        ) from error
+    return png(selection_map(plan, pair))
 
 
 def _print_plan(files: dict[str, LoraFile], pair: Pair, plan: Plan, gamma: str) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lib_klora.plot import describe, selection_map
+from lib_klora.picture import selection_map
+from lib_klora.plot import describe
 
 from . import world
 from .generate import Playground
@@ -71,7 +72,7 @@ def main() -> None:
             if way in (K_LORA, K_LORA_STAR):
                 file = f"{content}-{style}-{way.settings.scale.replace('*', '-star')}.png"
                 plan, pair = report.passes[-1].plan, report.passes[-1].pair
-                maps.append(Image.fromarray(selection_map(plan, pair)))
+                maps.append(selection_map(plan, pair))
                 maps[-1].save(out / file)
                 maps_here.append((way.name, file, describe(plan, pair)))
         lines = [(DRAWN, _drawn(content, style)), *((n, p[-1]) for n, p in pictures.items())]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -12,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from modules import shared
-from PIL import Image
 
 from .. import texts
-from ..plot import describe, png, selection_map
+from ..map_html import map_html
+from ..picture import selection_map
+from ..plot import SelectionMap, describe
 from ..report import Report
 
 _RUNS_KEPT = 8
@@ -91,12 +90,8 @@ def to_html(report: Report, errors: Sequence[str] = ()) -> str:
         if i and names[i] != names[i - 1]:
             parts.append(_pair_sentence(names[i]))
         words = ("Hires: " if done.hires else "") + describe(done.plan, done.pair)
-        source = base64.b64encode(png(selection_map(done.plan, done.pair))).decode()
         parts.append(_sentence(words, "klora-words"))
-        parts.append(
-            f'<img class="klora-map" alt="Selection map: {html.escape(words, quote=True)}" '
-            f'src="data:image/png;base64,{source}">'
-        )
+        parts.append(map_html(SelectionMap.of(done.plan, done.pair), words))
     return "".join(parts) or HINT
 
 
@@ -116,7 +111,7 @@ def keep_maps(p: Any, processed: Any, report: Report) -> None:
     saved = getattr(images[first], "already_saved_as", None)
     stems: Counter[str] = Counter()
     for done in report.passes:
-        picture = Image.fromarray(selection_map(done.plan, done.pair))
+        picture = selection_map(done.plan, done.pair)
         if saved and save:
             path = Path(saved)
             stem = f"{path.stem}-klora{'-hires' if done.hires else ''}"

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lib_klora import plot
+from lib_klora import picture, plot
 from lib_klora.__main__ import main
-from lib_klora.families import FAMILIES
 from lib_klora.lora_file import parse_lora
 from lib_klora.pair import LayerPair, Pair, pair_files
 from lib_klora.plan import Plan, make_plan, progress
@@ -98,7 +97,7 @@ def test_plan_writes_what_the_library_computes(files, tmp_path, capsys):
         assert layer["name"] == plan.layers[i]
         assert layer["s_style"] == pytest.approx(scores.s_style[i])
         assert layer["choice"] == "".join(" cs"[x] for x in plan.choice[:9, i])
-    assert png.read_bytes() == plot.png(plot.selection_map(plan, pair))
+    assert png.read_bytes() == picture.png(picture.selection_map(plan, pair))
 
 
 @pytest.mark.parametrize(
@@ -733,7 +732,7 @@ def test_reading_of_unpaired_layers():
     assert plot.describe(plan, nothing) == (
         "no layer is in both files; 1 layer only in the style file"
     )
-    assert plot.selection_map(plan, nothing).ndim == 3
+    assert drawn(plan, nothing).ndim == 3
 
 
 ROLES = ("", "content", "style", "both")
@@ -745,8 +744,17 @@ def test_reading_names_a_method_other_than_k_lora():
     assert plot.describe(plan, pair) == "Direct merge: every layer gets both in every step"
 
 
-def pixels(picture: np.ndarray, colour) -> np.ndarray:
-    return (picture == np.array(colour, np.uint8)).all(-1)
+LEGEND = picture._LETTERS + picture._GAP
+"""Height of the last line."""
+
+
+def drawn(plan: Plan, pair: Pair) -> np.ndarray:
+    """uint8 [height, width, 3]"""
+    return np.asarray(picture.selection_map(plan, pair))
+
+
+def pixels(shown: np.ndarray, colour) -> np.ndarray:
+    return (shown == np.array(colour, np.uint8)).all(-1)
 
 
 def test_map_has_a_cell_for_each_layer_and_step():
@@ -756,27 +764,27 @@ def test_map_has_a_cell_for_each_layer_and_step():
     pair = Pair(
         tuple(LayerPair(n, None, None, 1) for n in names), {"middle_block_1_bb": "style"}, ()
     )
-    picture = plot.selection_map(Plan(names, choice, progress(2), 1.0, "K-LoRA"), pair)
+    shown = drawn(Plan(names, choice, progress(2), 1.0, "K-LoRA"), pair)
     wide, high = 640 // 2, 560 // 5
-    left = int(np.flatnonzero(pixels(picture[:200], plot.COLOURS["content"]).any(0))[0])
+    left = int(np.flatnonzero(pixels(shown[:200], picture.COLOURS["content"]).any(0))[0])
     rows = [3, 2, 0, None, 1]  # column of the plan, from top to bottom
-    y = plot._GAP
+    y = picture._GAP
     for row, column in enumerate(rows):
         for step in range(2):
-            cell = picture[y : y + high, left + step * wide : left + (step + 1) * wide]
+            cell = shown[y : y + high, left + step * wide : left + (step + 1) * wide]
             role = "style" if column is None else ROLES[choice[step, column]]
-            colour = plot.COLOURS[role]
-            expected = plot._lighter(colour) if column is None else colour
+            colour = picture.COLOURS[role]
+            expected = picture._lighter(colour) if column is None else colour
             assert pixels(cell, expected).all(), (row, step)
         y += high + (row in (0, 1))  # the white line after a block
 
 
 def test_strip_below_is_the_share_of_each_step():
     plan, pair = plan_of([[1, 1, 1, 1], [1, 0, 0, 0]])
-    picture = plot.selection_map(plan, pair)
-    left = int(np.flatnonzero(pixels(picture[:100], plot.COLOURS["content"]).any(0))[0])
-    top = plot._GAP + 560 + 1 + plot._GAP
-    strip = pixels(picture[top : top + 40], plot.COLOURS["content"])
+    shown = drawn(plan, pair)
+    left = int(np.flatnonzero(pixels(shown[:100], picture.COLOURS["content"]).any(0))[0])
+    top = picture._GAP + 560 + 1 + picture._GAP
+    strip = pixels(shown[top : top + 40], picture.COLOURS["content"])
     assert strip[:, left + 10].sum() == 40
     assert strip[:, left + 330].sum() == 10
     assert strip[-10:, left + 330].all()  # content below, style above
@@ -784,30 +792,28 @@ def test_strip_below_is_the_share_of_each_step():
 
 def test_strip_below_has_both_between_content_and_style():
     plan, pair = plan_of([[2, 2, 2, 2], [1, 2, 2, 0]])
-    picture = plot.selection_map(plan, pair)
-    left = int(np.flatnonzero(pixels(picture[:100], plot.COLOURS["both"]).any(0))[0])
-    top = plot._GAP + 560 + 1 + plot._GAP
-    strip = picture[top : top + 40]
-    assert pixels(strip[:, left + 10], plot.COLOURS["both"]).all()
+    shown = drawn(plan, pair)
+    left = int(np.flatnonzero(pixels(shown[:100], picture.COLOURS["both"]).any(0))[0])
+    top = picture._GAP + 560 + 1 + picture._GAP
+    strip = shown[top : top + 40]
+    assert pixels(strip[:, left + 10], picture.COLOURS["both"]).all()
     for role, rows in (("style", (0, 10)), ("both", (10, 30)), ("content", (30, 40))):
-        assert pixels(strip[slice(*rows), left + 330], plot.COLOURS[role]).all()
+        assert pixels(strip[slice(*rows), left + 330], picture.COLOURS[role]).all()
 
 
 def test_no_layer_in_common_has_no_strip_below():
     pair = Pair((), {"middle_block_1_a": "content", "middle_block_1_b": "style"}, ())
-    picture = plot.selection_map(
-        Plan((), np.empty((3, 0), np.uint8), progress(2), 1.0, "K-LoRA"), pair
-    )
-    above_the_legend = picture[: -2 * 10 - plot._GAP]
+    shown = drawn(Plan((), np.empty((3, 0), np.uint8), progress(2), 1.0, "K-LoRA"), pair)
+    above_the_legend = shown[: -2 * LEGEND]
     for role in ("content", "style"):
-        assert pixels(picture, plot._lighter(plot.COLOURS[role])).any()
-        assert not pixels(above_the_legend, plot.COLOURS[role]).any()
+        assert pixels(shown, picture._lighter(picture.COLOURS[role])).any()
+        assert not pixels(above_the_legend, picture.COLOURS[role]).any()
 
 
 def test_both_is_in_the_legend_only_where_it_is_in_the_map():
     def legend(table):
-        picture = plot.selection_map(*plan_of(table))
-        return [role for role, x in plot.COLOURS.items() if pixels(picture[-2 * 10 :], x).any()]
+        shown = drawn(*plan_of(table))
+        return [role for role, x in picture.COLOURS.items() if pixels(shown[-LEGEND:], x).any()]
 
     assert legend([[1, 1], [1, 0]]) == ["content", "style"]
     assert legend([[2, 1], [1, 0]]) == ["content", "style", "both"]
@@ -822,10 +828,10 @@ def test_map_of_any_size(steps, layers, alone):
         (),
     )
     choice = np.full((steps + 1, layers), 2, np.uint8)
-    picture = plot.selection_map(Plan(names, choice, progress(steps), 1.0, "K-LoRA"), pair)
-    assert picture.dtype == np.uint8
-    assert picture.ndim == 3
-    assert picture.shape[2] == 3
+    shown = drawn(Plan(names, choice, progress(steps), 1.0, "K-LoRA"), pair)
+    assert shown.dtype == np.uint8
+    assert shown.ndim == 3
+    assert shown.shape[2] == 3
 
 
 # Machado, Oliveira and Fernandes 2009, severity 1: linear RGB as it is seen.
@@ -849,23 +855,7 @@ def test_colours_differ_for_everyone(eyes):
         x = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
         return np.clip(SEEN[eyes] @ x, 0, 1) @ [0.2126, 0.7152, 0.0722]
 
-    ordered = sorted(luminance(colour) for colour in plot.COLOURS.values())
+    ordered = sorted(luminance(colour) for colour in picture.COLOURS.values())
     assert len(ordered) == 3
     for darker, lighter in itertools.pairwise(ordered):
         assert (lighter + 0.05) / (darker + 0.05) > (2 if eyes == "all colours" else 1.75)
-
-
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
-def test_png_is_read_by_others(height, width, seed):
-    image = pytest.importorskip("PIL.Image")
-    picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    read = image.open(io.BytesIO(plot.png(picture)))
-    assert (read.mode, read.format) == ("RGB", "PNG")
-    np.testing.assert_array_equal(np.asarray(read), picture)
-
-
-def test_the_built_in_letters_suffice():
-    used = "content style both step in one file only % 0123456789" + "".join(
-        word for family in FAMILIES for _, word in family.blocks
-    )
-    assert set(used + "other" + "self cross") <= set(plot._FONT)

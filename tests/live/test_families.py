@@ -180,8 +180,8 @@ def test_the_page(webui, model, page, host):
     page.switch_on()
     page.prompt.fill(tags(*pair))
     page.part("preview").click()
-    page.wait_report("img.klora-map")
+    page.wait_report(".klora-map img")
     assert "K-LoRA: " in page.generate()
-    page.wait_report("img.klora-map")
+    page.wait_report(".klora-map img")
     assert f"Subject “{pair[0]}”, style “{pair[1]}”" in page.report.inner_text()
     assert not [text for text in page.errors if not re.search(host.page_errors, text)]

@@ -55,7 +55,7 @@ def test_a_preview_shows_how_far_it_is_and_a_picture_waits_for_it(page):
         wait([picture], timeout=3)
         assert not picture.done()
     assert not picture.result().error
-    page.wait_report("img.klora-map")
+    page.wait_report(".klora-map img")
     page.page.get_by_text("Analysing").first.wait_for(state="detached")
 
 
@@ -76,4 +76,4 @@ def test_a_generation_shows_it_in_the_hosts_progress_bar_and_interrupt_ends_it(p
     kept = list((page.webui.data / "cache" / "klora").glob("*.npz"))
     assert kept, "the layers that were finished are not kept"
     assert "K-LoRA error" not in page.generate()
-    page.wait_report("img.klora-map")
+    page.wait_report(".klora-map img")

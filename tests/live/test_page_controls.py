@@ -148,7 +148,7 @@ def test_what_is_chosen_but_switched_off_is_told(page):
     assert "K-LoRA:" not in page.generate("a cat")
     assert "not ticked" in page.wait_report(".klora-note")
     page.part("preview").click()
-    assert "not ticked" in page.wait_report("img.klora-map")
+    assert "not ticked" in page.wait_report(".klora-map img")
 
 
 def test_tags_win_and_the_page_says_so(page):
@@ -163,12 +163,12 @@ def test_tags_win_and_the_page_says_so(page):
 def test_the_report_of_a_run_and_of_an_error(page):
     page.switch_on()
     page.generate(tags(*PAIR))
-    text = page.wait_report("img.klora-map")
+    text = page.wait_report(".klora-map img")
     assert re.search(r"\d+ % content", text)
     page.generate(tags("nowhere", PAIR[1]))
     assert "There is no LoRA “nowhere”" in page.wait_report(".klora-error")
     page.generate(tags(*PAIR))
-    page.wait_report("img.klora-map")
+    page.wait_report(".klora-map img")
     assert not page.report.locator(".klora-error").count()
 
 
@@ -176,12 +176,12 @@ def test_an_error_in_a_picture_within_the_picture_is_told(page):
     """A detailer's own prompt with a tag too few, beside one that is right."""
     page.webui.next(nested={"prompt": f"a face <klora:{PAIR[0]}>", "scripts": None})
     page.generate(tags(*PAIR))
-    text = page.wait_report("img.klora-map")
+    text = page.wait_report(".klora-map img")
     assert "exactly two <klora:" in text
     assert "Not every picture" in text
     page.generate(tags(*PAIR))
     page.report.locator(".klora-error").wait_for(state="detached")
-    assert "Not every picture" not in page.wait_report("img.klora-map")
+    assert "Not every picture" not in page.wait_report(".klora-map img")
 
 
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
@@ -194,11 +194,11 @@ def test_a_preview_is_what_the_run_then_does(page, tab):
     page.switch_on()
     page.prompt.fill(tags(*PAIR))
     page.part("preview").click()
-    preview = page.wait_report("img.klora-map")
+    preview = page.wait_report(".klora-map img")
     picture = page.report.locator("img").get_attribute("src")
     page.generate()
     page.page.wait_for_timeout(1000)
-    page.wait_report("img.klora-map")
+    page.wait_report(".klora-map img")
     assert page.report.inner_text() == preview
     assert page.report.locator("img").get_attribute("src") == picture
 
@@ -213,7 +213,7 @@ def test_a_preview_without_gradios_queue(webui, browser):
         page.switch_on()
         page.prompt.fill(tags(*PAIR))
         page.part("preview").click()
-        assert PAIR[0] in page.wait_report("img.klora-map")
+        assert PAIR[0] in page.wait_report(".klora-map img")
 
 
 @pytest.mark.parametrize(

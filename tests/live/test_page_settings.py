@@ -19,7 +19,7 @@ def preview(page, top_k=1):
     page.set("top_k", top_k)
     page.prompt.fill(tags(*PAIR))
     page.part("preview").click()
-    page.wait_report("img.klora-map")
+    page.wait_report(".klora-map img")
 
 
 def wait_size(page, wanted):
@@ -166,7 +166,7 @@ def test_everything_that_is_ours_is_translated(chinese):
     page.switch_on(advanced=True)
     page.prompt.fill(tags(*PAIR))
     page.part("preview").click()
-    page.wait_report("img.klora-map")
+    page.wait_report(".klora-map img")
     assert f"主体“{PAIR[0]}”，风格“{PAIR[1]}”" in page.report.inner_text().replace(" ", "")
     assert re.search(r"\d+ ?% 内容", page.report.inner_text())
     assert english(page.part("enabled")) <= LEFT

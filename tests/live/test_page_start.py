@@ -102,7 +102,7 @@ def test_the_accordion_and_a_picture_with_its_map(page, host):
     page.switch_on()
     assert page.part("content").is_visible()
     assert "K-LoRA: " in page.generate(tags(*PAIR))
-    page.wait_report("img.klora-map")
+    page.wait_report(".klora-map img")
     assert not [text for text in page.errors if not re.search(host.page_errors, text)]
 
 
@@ -136,7 +136,7 @@ def test_the_map_is_no_wider_in_a_wide_window(webui, browser):
         page.switch_on()
         page.prompt.fill(tags(*PAIR))
         page.part("preview").click()
-        page.wait_report("img.klora-map")
+        page.wait_report(".klora-map img")
         assert page.report.locator("img").bounding_box()["width"] == 760
 
 
