@@ -2,7 +2,7 @@
 // <klora:…> tag. The grammar is that of lib_klora/tag.py.
 
 (function() {
-    const ROLES = {content: 'content', c: 'content', style: 'style', s: 'style'};
+    const ROLES = {content: 'content', c: 'content', subject: 'content', style: 'style', s: 'style'};
     const OTHER = {content: 'style', style: 'content'};
     const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 
@@ -14,7 +14,8 @@
             const items = match[2] ? match[2].slice(1).split(':') : [];
             const words = items.map((item) => item.trim().toLowerCase().replace(/^role\s*=\s*/, ''));
             const role = ROLES[words.find((word) => word in ROLES)];
-            return {start: match.index, end: match.index + match[0].length, name: match[1], items, role};
+            const name = match[1].trim();
+            return {start: match.index, end: match.index + match[0].length, name, items, role};
         });
     }
 

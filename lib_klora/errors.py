@@ -54,7 +54,12 @@ _QUOTED = tuple(
 def no_such_lora(name: str, known: Iterable[str] = ()) -> str:
     """The sentence for a name that is not in the host's list of LoRAs, which has ``known``."""
     cut_off = next(
-        (x for x in known if x.startswith(name) and x[len(name) :][:1] in (":", ">")), ""
+        (
+            x
+            for x in known
+            if x.strip() == name or (x.startswith(name) and x[len(name) :][:1] in (":", ">"))
+        ),
+        "",
     )
     if cut_off:
         return (

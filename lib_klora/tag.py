@@ -6,10 +6,10 @@ Grammar (items are separated by ``:``, the host strips the tag from the prompt):
     item  = weight                    first TE weight (1), then UNet weight (as TE)
           | "te=" weight | "unet=" weight
           | role | "role=" role
-    role  = "content" | "c" | "style" | "s"
+    role  = "content" | "c" | "subject" | "style" | "s"
 
-NAME is resolved as ``<lora:NAME>`` is. Exactly two tags make a K-LoRA; without roles the first is
-the content (the subject), the second the style.
+NAME, without spaces around it, is resolved as ``<lora:NAME>`` is. Exactly two tags make a K-LoRA;
+without roles the first is the content (the subject), the second the style.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .errors import KLoraError
 
 CONTENT, STYLE = "content", "style"
 ROLES = (CONTENT, STYLE)
-_ROLE_WORDS = {"content": CONTENT, "c": CONTENT, "style": STYLE, "s": STYLE}
+_ROLE_WORDS = {"content": CONTENT, "c": CONTENT, "subject": CONTENT, "style": STYLE, "s": STYLE}
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def parse_tag(items: Sequence[str]) -> Tag:
     Raises KLoraError for a weight that is no finite number, an unknown item or a repeated one.
     """
     written = f"<klora:{':'.join(items)}>"
-    name, rest = items[0], [item.strip() for item in items[1:]]
-    if not name.strip():
+    name, *rest = (item.strip() for item in items)
+    if not name:
         raise KLoraError(f"{written} names no LoRA: write <klora:NAME>, as in <lora:NAME>.")
     weights: list[float] = []
     named: dict[str, float | None] = {"te": None, "unet": None}

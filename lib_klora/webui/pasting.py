@@ -106,7 +106,7 @@ def _renamed(prompt: str, names: dict[str, str]) -> str:
 
     def tag(match: re.Match) -> str:
         name, colon, rest = match[1].partition(":")
-        return f"<klora:{names.get(name, name)}{colon}{rest}>"
+        return f"<klora:{names.get(name.strip(), name)}{colon}{rest}>"
 
     return _TAG.sub(tag, prompt)
 

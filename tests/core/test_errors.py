@@ -54,7 +54,8 @@ def test_a_sentence_that_can_be_read_stays():
 
 
 def test_a_name_that_no_tag_can_hold():
-    known = ["cat:v2", "cat", "dog>1", "dogs"]
+    known = ["cat:v2", "cat", "dog>1", "dogs", " ink "]
     assert "“cat:v2”, no tag can hold that name" in no_such_lora("cat", ["cat:v2"])
     assert "“dog>1”, no tag" in no_such_lora("dog", known)
+    assert "“ ink ”, no tag" in no_such_lora("ink", known)
     assert "check the spelling" in no_such_lora("ca", known)

@@ -20,6 +20,8 @@ def items(text: str) -> list[str]:
         ("<klora:cat:0>", Tag("cat", 0, 0)),
         ("<klora:cat:-1>", Tag("cat", -1, -1)),
         ("<klora:cat: 0.8 >", Tag("cat", 0.8, 0.8)),
+        ("<klora: cat >", Tag("cat")),
+        ("<klora: black cat :0.8: s >", Tag("black cat", 0.8, 0.8, "style")),
         ("<klora:cat:1e-2>", Tag("cat", 0.01, 0.01)),
         ("<klora:cat:te=0.5>", Tag("cat", 0.5, 0.5)),
         ("<klora:cat:unet=0.5>", Tag("cat", 1, 0.5)),
@@ -29,6 +31,8 @@ def items(text: str) -> list[str]:
         ("<klora:cat:TE = 0.5>", Tag("cat", 0.5, 0.5)),
         ("<klora:cat:content>", Tag("cat", role="content")),
         ("<klora:cat:c>", Tag("cat", role="content")),
+        ("<klora:cat:subject>", Tag("cat", role="content")),
+        ("<klora:cat:role=Subject>", Tag("cat", role="content")),
         ("<klora:ink:style>", Tag("ink", role="style")),
         ("<klora:ink:s>", Tag("ink", role="style")),
         ("<klora:ink:Style>", Tag("ink", role="style")),
@@ -40,6 +44,7 @@ def items(text: str) -> list[str]:
         ("<klora:ink:0.5:s:0.8>", Tag("ink", 0.5, 0.8, "style")),
         # A name is whatever stands first, as in <lora:NAME>.
         ("<klora:style>", Tag("style")),
+        ("<klora:subject>", Tag("subject")),
         ("<klora:0.8>", Tag("0.8")),
         ("<klora:a=b>", Tag("a=b")),
         ("<klora:猫 の絵_v2 (final)>", Tag("猫 の絵_v2 (final)")),
@@ -69,6 +74,7 @@ def test_grammar(text, expected):
         ("<klora:cat:role=artist>", "artist"),
         ("<klora:cat:role=>", "<klora:cat:role=>"),
         ("<klora:cat:c:s>", "twice"),
+        ("<klora:cat:c:subject>", "twice"),
         ("<klora:cat:role=c:content>", "twice"),
     ],
 )
@@ -98,6 +104,7 @@ def test_no_tags_is_no_pair():
         ("cat:c", "ink:s", "cat", "ink", False),
         ("ink:s", "cat", "cat", "ink", True),
         ("ink", "cat:c", "cat", "ink", True),
+        ("ink", "cat:subject", "cat", "ink", True),
         ("ink:s", "cat:c", "cat", "ink", True),
     ],
 )

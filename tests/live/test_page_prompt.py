@@ -95,6 +95,7 @@ def test_their_state_follows_what_is_typed(page):
     for text, content, style in (
         ("a <klora:sd15_style> <klora:sd15_content>", "sd15_style", "sd15_content"),
         ("a <klora:sd15_style:s> <klora:sd15_content>", "sd15_content", "sd15_style"),
+        ("a <klora: sd15_style > <klora:sd15_content: subject >", "sd15_content", "sd15_style"),
     ):
         page.prompt.fill(text)
         for name, role, other in ((content, "content", "style"), (style, "style", "content")):
