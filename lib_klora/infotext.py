@@ -2,7 +2,8 @@
 
 ``alpha=2; scale=S*; files=1a2b3c4d5e6f+6f5e4d3c2b1a``: the settings that differ from the paper's
 defaults, and the short hashes of the content and the style file. Characters that the hosts'
-infotext gives a meaning (``, : " ; = %`` and line ends) are written ``%XX``.
+infotext gives a meaning (``, : " ; = %`` and line ends) are written ``%XX``. A file whose hash the
+host does not know (``--no-hashing``) has an empty one; ``files`` is left out if neither is known.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ def write(settings: Settings, hashes: tuple[str, str]) -> str:
     """The value of the ``K-LoRA`` key; ``hashes`` of the content and the style file."""
     values = settings.changed()
     parts = [f"{name}={_text(value)}" for name, value in values.items() if name != "enabled"]
-    return "; ".join([*parts, f"files={_escape('+'.join(hashes))}"])
+    if any(hashes):
+        parts.append(f"files={_escape('+'.join(hashes))}")
+    # The hosts' paste drops a key without a value.
+    return "; ".join(parts or [f"method={_text(settings.method)}"])
 
 
 def read(text: str) -> dict[str, Any]:

@@ -65,9 +65,7 @@ def resolve_pasted(network: Any, params: dict) -> None:
 def _find_renamed(network: Any, params: dict, notes: list[str]) -> None:
     """Adds what it finds to ``notes``."""
     text = params[infotext.KEY]
-    hashes = infotext.hashes(text)
-    if hashes is None:
-        return
+    hashes = infotext.hashes(text) or ("", "")
     values = infotext.read(text)
     if any(name in values for name in LORAS):
         for role, short_hash in zip(ROLES, hashes, strict=True):

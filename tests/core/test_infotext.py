@@ -27,6 +27,23 @@ def test_written(settings, text):
     assert infotext.write(Settings(**settings), HASHES) == text
 
 
+@pytest.mark.parametrize(
+    ("settings", "hashes", "text"),
+    [
+        ({}, ("", ""), "method=K-LoRA"),
+        ({"alpha": 2}, ("", ""), "alpha=2"),
+        ({}, ("", HASHES[1]), "files=+6f5e4d3c2b1a"),
+        ({}, (HASHES[0], ""), "files=1a2b3c4d5e6f+"),
+    ],
+)
+def test_a_hash_that_is_not_known_and_no_hash_at_all(settings, hashes, text):
+    written = infotext.write(Settings(**settings), hashes)
+    assert written == text
+    assert Settings(**infotext.read(written)) == Settings(**settings)
+    assert infotext.unread(written) == []
+    assert infotext.hashes(written) == (hashes if any(hashes) else None)
+
+
 def test_nothing_written_has_a_meaning_in_the_hosts_infotext():
     # The hosts quote a value with , : or a line end, and unquote it with JSON.
     text = infotext.write(Settings(content='a,b:c"d\\e\nf\rg', style="%;="), HASHES)

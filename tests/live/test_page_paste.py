@@ -1,8 +1,10 @@
 """A pasted infotext restores every control; renamed files are found again."""
 
 import shutil
+from contextlib import closing
 
 import pytest
+from browser import Page
 from kloras import PAIR, tags
 from test_page_controls import HIRES_VALUES, PAIR_VALUES, VALUES
 
@@ -139,6 +141,22 @@ def test_renamed_files_are_found_by_their_hash(page):
         page.webui.refresh_loras()
     page.paste(in_tags)
     assert "“was_here” of this picture" in page.wait_report(".klora-note")
+
+
+def test_without_hashes_a_picture_says_nothing_of_them_and_can_be_pasted(webui, browser):
+    with (
+        webui.beside("no-hashing", arguments=["--no-hashing"]) as server,
+        closing(Page(browser, server)) as page,
+    ):
+        infotext = page.generate(tags(*PAIR))
+        assert "K-LoRA: method=K-LoRA," in infotext
+        assert "files=" not in infotext
+        assert "Lora hashes" not in infotext
+        page.paste(infotext)
+        assert page.is_on
+        assert not page.report.locator(".klora-note").count()
+        page.paste(infotext.replace(PAIR[0], "nowhere"))
+        assert "There is no LoRA “nowhere”" in page.wait_report(".klora-note")
 
 
 def test_another_file_of_the_same_name_is_told(page):
