@@ -81,7 +81,7 @@ FIELDS = (
     ),
     Field(
         "scale",
-        "Scale",
+        "Scale S(t)",
         "S: subject, then style. S*: style, subject, style. share: the layers turn to style one "
         "after another, from one share to the other, in every pair. none: no change.",
         "S",
@@ -182,7 +182,7 @@ FIELDS = (
     Field(
         "hires_scale",
         "Hires scale",
-        "As Scale, for the hires pass.",
+        "As Scale S(t), for the hires pass.",
         "S",
         choices=SCALES,
     ),

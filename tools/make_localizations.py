@@ -146,7 +146,8 @@ TRANSLATIONS = {
         "起始位置：越小越偏向主体。",
         "始まりの位置：小さいほど主題寄り。",
     ),
-    "Scale": ("缩放", "スケール"),  # a slider of img2img has this name too
+    # Not “Scale”: a slider of img2img has that name, and is translated with it.
+    "Scale S(t)": ("缩放因子 S(t)", "スケール S(t)"),
     "S: subject, then style. S*: style, subject, style. share: the layers turn to style one after "
     "another, from one share to the other, in every pair. none: no change.": (
         "S：先主体，后风格。S*：风格、主体、风格。share：对任何一对文件，各层都按占比逐一转为风格。"
@@ -235,13 +236,13 @@ TRANSLATIONS = {
     ),
     "Hires pass": ("高清修复阶段", "高解像度パス"),
     "as first pass: the scale, α and β above. own: those below.": (
-        "as first pass：使用上面的缩放函数、α 和 β。own：使用下面的设置。",
-        "as first pass：上のスケール関数、α、β を使用。own：下の設定を使用。",
+        "as first pass：使用上面的缩放因子、α 和 β。own：使用下面的设置。",
+        "as first pass：上のスケール、α、β を使用。own：下の設定を使用。",
     ),
-    "Hires scale": ("高清修复缩放函数", "高解像度スケール関数"),
-    "As Scale, for the hires pass.": (
-        "同“缩放”，用于高清修复阶段。",
-        "「スケール」の高解像度パス用。",
+    "Hires scale": ("高清修复缩放因子", "高解像度スケール"),
+    "As Scale S(t), for the hires pass.": (
+        "同“缩放因子 S(t)”，用于高清修复阶段。",
+        "「スケール S(t)」の高解像度パス用。",
     ),
     "Hires α: slope": ("高清修复 α：斜率", "高解像度 α：傾き"),
     "As α, for the hires pass.": ("同 α，用于高清修复阶段。", "α の高解像度パス用。"),
@@ -257,12 +258,12 @@ TRANSLATIONS = {
     "Share at the start": ("起始占比", "開始時の割合"),
     "Share at the end": ("结束占比", "終了時の割合"),
     "With the scale “share”: percentage of the layers that get the subject in the first step.": (
-        "缩放函数为 share 时：第一步中使用主体的层所占的百分比。",
-        "スケール関数が share のとき：最初のステップで主題を使う層の割合（%）。",
+        "缩放因子为 share 时：第一步中使用主体的层所占的百分比。",
+        "スケールが share のとき：最初のステップで主題を使う層の割合（%）。",
     ),
     "With the scale “share”: percentage of the layers that still get the subject in the end.": (
-        "缩放函数为 share 时：最后仍使用主体的层所占的百分比。",
-        "スケール関数が share のとき：最後まで主題を使う層の割合（%）。",
+        "缩放因子为 share 时：最后仍使用主体的层所占的百分比。",
+        "スケールが share のとき：最後まで主題を使う層の割合（%）。",
     ),
     "Hires share at the start": ("高清修复起始占比", "高解像度の開始時の割合"),
     "Hires share at the end": ("高清修复结束占比", "高解像度の終了時の割合"),

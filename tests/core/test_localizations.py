@@ -12,7 +12,7 @@ from lib_klora import plot
 from lib_klora.errors import KLoraError
 from lib_klora.pair import Pair
 from lib_klora.plan import Plan, progress
-from lib_klora.settings import from_fields
+from lib_klora.settings import BY_NAME, from_fields
 from lib_klora.tag import parse_tags
 from lib_klora.texts import cache_sentence, fragments, to_html
 from tools import make_localizations
@@ -102,6 +102,17 @@ def test_brackets_are_closed_as_they_were_opened(language):
         text = "".join(words.get(part.strip(), part) for part, _ in fragments(sentence))
         for opened, closed in ("()", "（）"):
             assert text.count(opened) == text.count(closed), text
+
+
+@pytest.mark.parametrize(("language", "scale"), [("zh_CN", "缩放因子"), ("ja_JP", "スケール")])
+def test_the_scale_is_the_papers_factor_and_no_size_of_a_picture(language, scale):
+    """A slider of img2img is called “Scale” too, and the host would translate both alike."""
+    words = LANGUAGES[language]
+    label = BY_NAME["scale"].label
+    assert "Scale" not in words
+    assert words[label] == f"{scale} S(t)"
+    named = [BY_NAME[name] for name in ("hires", "hires_scale", "share_start", "share_end")]
+    assert all(scale in words[field.help] for field in named)
 
 
 def test_a_new_sentence_would_be_noticed():

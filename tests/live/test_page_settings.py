@@ -183,4 +183,6 @@ def test_everything_that_is_ours_is_translated(chinese):
     left = english(page.page.locator("#settings_klora"))
     assert {text.strip("() ") for text in left} <= LEFT
     scale = page.page.locator("#img2img_scale span").first
-    assert scale.text_content().strip() == "缩放", "the host's slider is not the function S(t)"
+    assert scale.text_content().strip() == "Scale", "the host's slider is not the function S(t)"
+    label = page.part("scale").locator("span").first
+    assert label.text_content().strip() == "缩放因子 S(t)"

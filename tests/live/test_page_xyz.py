@@ -8,7 +8,7 @@ import pytest
 from kloras import PAIR, script, tags
 
 LABELS = (
-    "Method", "Scale", "α: slope", "β: start", "K multiplier", "γ: balance", "Layers",
+    "Method", "Scale S(t)", "α: slope", "β: start", "K multiplier", "γ: balance", "Layers",
     "Content weight", "Style weight", "Content LoRA", "Style LoRA",
     "Share at the start", "Share at the end",
 )  # fmt: skip
@@ -43,7 +43,7 @@ def test_the_axes_are_there(webui):
     [
         ("α: slope", "alpha", [0, 4]),
         ("β: start", "beta", [0, 2]),
-        ("Scale", "scale", ["S", "S*", "share", "none"]),
+        ("Scale S(t)", "scale", ["S", "S*", "share", "none"]),
         ("K multiplier", "top_k", [1, 1000]),
         ("γ: balance", "gamma", ["paper", "authors"]),
         ("Layers", "layers", ["attention", "all"]),
@@ -71,7 +71,7 @@ def test_content_and_style(webui):
     ("label", "values", "word"),
     [
         ("α: slope", "1,-2", "alpha is -2.0"),
-        ("Scale", "S,T", "scale is 'T'"),
+        ("Scale S(t)", "S,T", "scale is 'T'"),
         ("Content LoRA", "nowhere", "nowhere"),
         ("K multiplier", "0", "top_k"),
     ],
@@ -164,11 +164,11 @@ def test_a_plot_with_every_choice_by_mouse(page):
     assert len({image.tobytes() for image in single}) == 4
     page.set("scale", "S")
     plot = Plot(page)
-    plot.axis("Scale")
+    plot.axis("Scale S(t)")
     plot.fill()
     page.generate(seed=7, without="scale=")  # that of the first cell
     infotext = page.infotexts()[0]
-    assert "X Type: [K-LoRA] Scale" in infotext
+    assert "X Type: [K-LoRA] Scale S(t)" in infotext
     assert 'X Values: "S,S*,share,none"' in infotext
     labels, found = cells(page.image(), 4)
     assert ink(labels, 4) == [True] * 4
