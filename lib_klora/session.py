@@ -12,6 +12,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from . import infotext
@@ -275,7 +276,7 @@ class Session:
         if request is None and not (hires and prompts_have_tags(p)):
             request = named_pair(settings)  # the first pass's tags go first in the hires pass too
         if request is None:
-            if settings.enabled and not prompts_have_tags(p):
+            if settings.enabled and not job_has_tags(p):
                 raise KLoraError(
                     "K-LoRA is switched on, but no LoRAs are given: write two <klora:NAME> tags, "
                     "or name a content and a style LoRA."
@@ -392,6 +393,26 @@ def prompts_have_tags(p: Any) -> bool:
     """Whether any of a generation's prompts has our tags; each pass is activated by itself."""
     prompts = ("extra_network_data", "hr_extra_network_data")
     return any("klora" in (getattr(p, name, None) or ()) for name in prompts)
+
+
+def job_has_tags(p: Any) -> bool:
+    """The same of the whole job that makes generation ``p``: all of its batches, and what the
+    script of the page's list that runs it was told (the values of a plot, a list of prompts)."""
+    prompts = (getattr(p, name, None) or () for name in ("all_prompts", "all_hr_prompts"))
+    texts = chain(*prompts, _told_to_script(p))
+    return prompts_have_tags(p) or any(isinstance(x, str) and "<klora:" in x for x in texts)
+
+
+def _told_to_script(p: Any) -> Sequence[Any]:
+    """The arguments of the script that was chosen; the first of all is its number, from 1 on."""
+    args, runner = getattr(p, "script_args", None), getattr(p, "scripts", None)
+    scripts = getattr(runner, "selectable_scripts", None) or ()
+    if not isinstance(args, (list, tuple)) or not args or not isinstance(args[0], int):
+        return ()
+    if not 1 <= args[0] <= len(scripts):
+        return ()
+    script = scripts[args[0] - 1]
+    return args[script.args_from : script.args_to]
 
 
 def named_pair(settings: Settings) -> TagPair | None:

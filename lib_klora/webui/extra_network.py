@@ -11,7 +11,7 @@ from modules import extra_networks, processing, shared
 from .. import infotext
 from ..errors import KLoraError
 from ..hosts import Host
-from ..session import Session, prompts_have_tags
+from ..session import Session, job_has_tags
 from ..settings import Settings, from_args
 from .options import tag_defaults, tags_work_alone
 from .overrides import overridden, overrides
@@ -153,7 +153,7 @@ def _settings_of(p: Any, has_tags: bool) -> Settings:
     settings = overridden(p, accordion_of(p, has_tags))
     named = settings.content or settings.style
     asked = bool(overrides(p)) and overrides(p).get("enabled", True)
-    if asked and not (prompts_have_tags(p) or named or settings.enabled):
+    if asked and not (job_has_tags(p) or named or settings.enabled):
         raise KLoraError(
             "The plot has an axis of K-LoRA, but no LoRAs are given: write two <klora:NAME> tags, "
             "or name a content and a style LoRA."

@@ -6,6 +6,7 @@ import os
 import weakref
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -855,6 +856,50 @@ def test_switched_on_without_loras_is_said_with_hires_too(session):
     p.is_hr_pass = True
     session.activate(p, [], Settings())
     assert infotext.ERROR_KEY in p.extra_generation_params
+
+
+TAGGED = "a cat <klora:cat> <klora:ink>"
+RUNNER = SimpleNamespace(
+    selectable_scripts=[
+        SimpleNamespace(args_from=1, args_to=3), SimpleNamespace(args_from=3, args_to=5),
+    ]
+)  # fmt: skip
+
+
+class TestSwitchedOnAndNoTagsInThisPicture:
+    @pytest.mark.parametrize(
+        "job",
+        [
+            {"all_prompts": ["a cat", TAGGED, "a dog"]},
+            {"all_prompts": ["a cat"], "all_hr_prompts": [TAGGED]},
+            {"scripts": RUNNER, "script_args": (2, "", "", 7, f"{TAGGED}, a cat", "")},
+            {"scripts": RUNNER, "script_args": [1, TAGGED, None, None, None]},
+        ],
+        ids=["another batch", "a hires pass", "a plot's values", "the first script"],
+    )
+    def test_nothing_is_said_where_the_job_names_a_pair(self, session, host, job):
+        p = generate(session, [], Settings(), Processing(**job))
+        assert p.extra_generation_params == {"Other": "stays"}
+        assert not p.comments
+        assert host.attached is None
+        other = generate(session, TAGS, Settings(), p)
+        assert infotext.KEY in other.extra_generation_params
+
+    @pytest.mark.parametrize(
+        "job",
+        [
+            {"all_prompts": ["a cat", "a dog <lora:cat:1>"], "all_hr_prompts": None},
+            {"scripts": RUNNER, "script_args": (2, TAGGED, "", "a cat", "a dog", TAGGED)},
+            {"scripts": RUNNER, "script_args": (0, TAGGED, TAGGED)},
+            {"scripts": RUNNER, "script_args": (3, TAGGED, TAGGED)},
+            {"scripts": RUNNER, "script_args": ()},
+            {"scripts": None, "script_args": (1, TAGGED, TAGGED)},
+        ],
+        ids=["no batch", "of other scripts", "no script", "no such script", "no arguments", "none"],
+    )
+    def test_it_is_said_where_nothing_does(self, session, job):
+        p = generate(session, [], Settings(), Processing(**job))
+        assert "no LoRAs are given" in p.extra_generation_params[infotext.ERROR_KEY]
 
 
 class TestPartlyFittingFile:

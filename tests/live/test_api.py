@@ -143,6 +143,20 @@ def test_prompt_matrix_and_xyz(webui):
     assert lora.sha != base.sha
 
 
+def test_with_the_accordion_on_the_parts_of_a_matrix_without_tags_are_no_errors(webui):
+    """Nor a plot's; but a matrix that has no tags anywhere says so in each of its pictures."""
+    matrix = {"script_name": "prompt matrix", "script_args": [False, False, "positive", "comma", 0]}
+    fields = dict(**matrix, alwayson_scripts=script(alpha=2))
+    some = webui.txt2img(prompt="a cat| <klora:sd15_content> <klora:sd15_style>", **fields)
+    assert not some.error
+    told = ["K-LoRA" in text for text in some.infotexts[1:]]  # the first is that of the grid
+    assert told == [False, True]
+    assert not any("K-LoRA error" in text for text in some.infotexts)
+    assert webui.txt2img().sha in some.hashes
+    none = webui.txt2img(prompt="a cat| a dog", **fields)
+    assert all("no LoRAs are given" in text for text in none.infotexts)
+
+
 def test_the_queue_of_many(webui):
     """K-LoRA, plain and `<lora:>` in turn, twice: each image is always the same."""
     prompts = [

@@ -23,7 +23,8 @@ def plot(webui, label, values, **fields):
     ]
     args = [arg.get("value") for arg in info["args"]]
     choices = info["args"][0]["choices"]
-    args[0:3] = [choices.index(f"[K-LoRA] {label}"), values, []]
+    label = label if label in choices else f"[K-LoRA] {label}"
+    args[0:3] = [choices.index(label), values, []]
     args[3:9] = [0, "", [], 0, "", []]  # no second and third axis
     for i, arg in enumerate(info["args"]):
         if "text inputs" in arg["label"] or "Include Sub Images" in arg["label"]:
@@ -98,6 +99,17 @@ def test_an_axis_without_any_pair_says_so(webui):
     result = plot(webui, "α: slope", "1,2")
     assert not result.error
     assert any("axis of K-LoRA, but no LoRAs are given" in text for text in result.infotexts)
+
+
+def test_cells_without_tags_are_no_errors_where_others_have_them(webui):
+    """Searched and replaced in the prompt, with the accordion on."""
+    tagged = tags(*PAIR).removeprefix("a cat ")
+    result = plot(
+        webui, "Prompt S/R", f"HERE,{tagged}", prompt="a cat HERE", alwayson_scripts=script()
+    )
+    assert not result.error
+    assert not any("K-LoRA error" in text for text in result.infotexts)
+    assert any("K-LoRA: files=" in text for text in result.infotexts)
 
 
 # by mouse and keyboard ----------------------------------------------------------------------------
