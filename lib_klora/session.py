@@ -203,6 +203,13 @@ class Session:
         active = self._active
         return active.text if active is not None and active.processing() is p else None
 
+    def hashes(self, p: Any) -> dict[str, str]:
+        """Name → short hash of the files that generation ``p`` is prepared with."""
+        active = self._active
+        if active is None or active.processing() is not p:
+            return {}
+        return {entry.name: entry.short_hash for entry in active.loaded.on_disk.values()}
+
     def is_sampling(self, p: Any) -> bool:
         """Whether a pass of ``p`` is under way with K-LoRA: then a refiner takes it over."""
         return self._sampling is not None and self._sampling.is_of(p)

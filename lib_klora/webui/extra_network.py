@@ -8,7 +8,7 @@ from typing import Any
 
 from modules import extra_networks, processing, shared
 
-from .. import infotext
+from .. import infotext, lora_hashes
 from ..errors import KLoraError
 from ..hosts import Host
 from ..session import Session, job_has_tags
@@ -52,9 +52,13 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
         refiner = self.session.is_sampling(p)
         if not (refiner or getattr(p, "is_hr_pass", False)):
             self._tell_of_other_tags(p, tags)
+            lora_hashes.begin(p)
         if refiner:
             tags, settings = _for_refiner(tags, settings)
         self.session.activate(p, tags, settings, start_of(p))
+        if getattr(shared.opts, "lora_add_hashes_to_infotext", False):
+            lora_hashes.add(p, self.session.hashes(p))
+        lora_hashes.write(p)
         self._tell_caches(p)
 
     def deactivate(self, p: Any) -> None:
@@ -62,6 +66,13 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
 
     def begin(self, p: Any) -> None:
         self.session.begin(p)
+
+    def finish(self, p: Any) -> None:
+        """A batch is sampled, and its parameters are about to be written."""
+        self.session.finish(p)
+        if infotext.KEY not in p.extra_generation_params:  # all of it is without K-LoRA
+            lora_hashes.begin(p)
+            lora_hashes.write(p)
 
     def lora_names(self) -> list[str]:
         return self.host.lora_names()
@@ -88,6 +99,7 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
                 activate_lora(p, params_list)
             finally:
                 self.session.attach(p)
+                lora_hashes.write(p)
                 self._tell_caches(p)
 
         activate.klora = self

@@ -160,7 +160,7 @@ class KLoraScript(scripts.Script):
         """Before the batch's parameters are written."""
         network = _extra_network()
         if network is not None:
-            network.session.finish(p)
+            network.finish(p)
 
     def postprocess(self, p, processed, *args) -> None:
         """Keeps what was done, for the page to ask for."""

@@ -112,6 +112,12 @@ class TestOneGeneration:
         assert p.extra_generation_params == {"Other": "stays"}
         assert host.count("read") == host.count("select") == 0
 
+    def test_the_hashes_of_the_files_in_use(self, session):
+        p = generate(session)
+        assert session.hashes(p) == {"cat": "hash_cat", "ink": "hash_ink"}
+        assert session.hashes(Processing()) == {}
+        assert session.hashes(generate(session, tags=[], p=p)) == {}
+
     def test_written_into_the_picture(self, session):
         p = generate(session, settings=Settings(enabled=False, alpha=2))
         assert p.extra_generation_params == {

@@ -1,5 +1,7 @@
 """The API, the infotext, the Settings page."""
 
+import re
+
 import pytest
 from kloras import PAIR, script, tags
 
@@ -97,6 +99,54 @@ def test_s_star_has_its_own_beta_unless_one_is_given(webui):
     assert paper.sha == given.sha == alone.sha != other.sha
     assert text_of(paper).startswith("scale=S*; files=")
     assert text_of(other).startswith("beta=0.5; scale=S*; files=")
+
+
+def hashes_of(result):
+    """Each infotext's `Lora hashes`; None where it has none."""
+    assert not result.error
+    found = [re.search(r'Lora hashes: "([^"]*)"', text) for text in result.infotexts]
+    return [text and text[1] for text in found]
+
+
+def test_the_hashes_of_both_files_are_where_those_of_lora_tags_are(webui):
+    """Word for word what `<lora:>` writes, so whoever reads these reads ours."""
+    both = hashes_of(webui.txt2img(prompt=f"a cat <lora:{PAIR[0]}:1> <lora:{PAIR[1]}:1>"))
+    more = "<lora:sd15_other:0.5>"
+    (other,) = hashes_of(webui.txt2img(prompt=f"a cat {more}"))
+    assert re.fullmatch(r"sd15_content: [0-9a-f]{12}, sd15_style: [0-9a-f]{12}", both[0])
+    assert hashes_of(webui.txt2img(prompt=tags(*PAIR))) == both
+    named = script(content=PAIR[0], style=PAIR[1])
+    assert hashes_of(webui.txt2img(alwayson_scripts=named)) == both
+    merged = [f"{other}, {both[0]}"]
+    assert hashes_of(webui.txt2img(prompt=tags(*PAIR, f" {more}"))) == merged
+    assert hashes_of(webui.txt2img(prompt=f"{more} {tags(*PAIR)}")) == merged
+    assert hashes_of(webui.txt2img(prompt=tags(*PAIR, f" <lora:{PAIR[0]}:0>"))) == both
+    for without in ("a cat", tags("nowhere", PAIR[1])):
+        assert hashes_of(webui.txt2img(prompt=without)) == [None]
+
+
+def test_each_picture_and_pass_has_its_own_hashes(webui):
+    both = hashes_of(webui.txt2img(prompt=tags(*PAIR)))[0]
+    matrix = webui.txt2img(
+        prompt="a cat| <klora:sd15_content> <klora:sd15_style>", script_name="prompt matrix",
+        script_args=[False, False, "positive", "comma", 0], alwayson_scripts=script(),
+    )  # fmt: skip
+    assert hashes_of(matrix)[1:] == [None, both]
+    (text,) = hashes_of(
+        webui.txt2img(
+            prompt=tags(*PAIR), hr_prompt=tags(PAIR[0], "sd15_other"), enable_hr=True, hr_scale=1,
+            denoising_strength=0.5, steps=2,
+        )
+    )  # fmt: skip
+    assert text.startswith(f"{both}, sd15_other: ")
+
+
+def test_no_hashes_where_the_host_writes_none(webui):
+    webui.post("/sdapi/v1/options", {"lora_add_hashes_to_infotext": False})
+    try:
+        assert hashes_of(webui.txt2img(prompt=tags(*PAIR))) == [None]
+    finally:
+        webui.post("/sdapi/v1/options", {"lora_add_hashes_to_infotext": True})
 
 
 def test_every_setting_reaches_the_picture(webui):

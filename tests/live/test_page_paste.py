@@ -1,5 +1,6 @@
 """A pasted infotext restores every control; renamed files are found again."""
 
+import re
 import shutil
 from contextlib import closing
 
@@ -59,6 +60,19 @@ def test_paste_switches_it_on_with_the_papers_values(page):
     assert page.prompt.input_value() == tags(*PAIR)
     page.paste("a cat\nSteps: 4, Seed: 1, K-LoRA: scale=S*; hires=own; hires_scale=S*")
     assert (page.value("beta"), page.value("hires_beta")) == (1.3, 1.3)
+
+
+def test_the_hosts_entry_of_hashes_changes_nothing_in_a_paste(page):
+    prompt = tags(*PAIR, " <lora:sd15_other:0.5>")
+    infotext = page.generate(prompt)
+    plain = re.sub(r', Lora hashes: "[^"]*"', "", infotext)
+    assert plain != infotext
+    seen = []
+    for text in (plain, infotext):
+        page.paste(text)
+        seen.append((page.prompt.input_value(), page.is_on, page.report.inner_text(), values(page)))
+    assert seen[0] == seen[1]
+    assert seen[1][0] == prompt
 
 
 def test_a_paste_says_what_it_cannot_read(page):
