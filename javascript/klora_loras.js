@@ -1,8 +1,10 @@
-// The first click into a LoRA's field selects its text, so that typing searches for a LoRA instead
-// of adding to “None (use tags)”, which would match none.
+// The pickers of the two LoRAs. The first click into a field selects its text, so that typing searches
+// for a LoRA instead of adding to “None (use tags)”, which would match none. And the button beside
+// them, which shows nothing but a sign, has a name.
 
 onUiLoaded(() => {
     const NONE = 'None (use tags)'; // settings.NO_LORA
+    const name = 'Refresh the LoRA lists';
     for (const input of gradioApp().querySelectorAll(
         '[id$="_klora_content"] input, [id$="_klora_style"] input')) {
         input.addEventListener('focus', () => {
@@ -13,5 +15,9 @@ onUiLoaded(() => {
             const types = event.key.length === 1 && !event.ctrlKey && !event.metaKey && !event.altKey;
             if (types && input.value === NONE) input.select();
         });
+    }
+    for (const button of gradioApp().querySelectorAll('button[id$="_klora_refresh"]')) {
+        button.title = (window.localization || {})[name] || name; // the host's is of the first picker
+        button.setAttribute('aria-label', button.title);
     }
 });

@@ -24,7 +24,7 @@ OTHER_TEXTS = (
     page.CLEAR_CACHE, page.COMPARE, page.COMPARE_WAYS, page.COMPARE_SEEDS, "subject", "style",
     page.STEP, page.CONTENT_SHARE, page.ALONE, page.AS_TABLE, page.MAP_HINT,
     *page.MAP_BLOCK_COLUMNS, *page.MAP_STEP_COLUMNS, *page.MAP_WORDS,
-    "Content LoRA: refresh",
+    "Refresh the LoRA lists",
     "K-LoRA: use as content. Again to remove; the other letter swaps the roles.",
     "K-LoRA: use as style. Again to remove; the other letter swaps the roles.",
 )  # fmt: skip
@@ -492,7 +492,7 @@ TRANSLATIONS = {
         "。そのため、この画像は K-LoRA なしで作られます。使うには、"
         "設定 → Stable Diffusion → SD Unet で None を選んでください。",
     ),
-    "Content LoRA: refresh": ("内容 LoRA：刷新", "内容 LoRA：更新"),
+    "Refresh the LoRA lists": ("刷新 LoRA 列表", "LoRA の一覧を更新"),
     "K-LoRA has a content LoRA but no style LoRA: name both, or neither and write two <klora:…> "
     "tags.": (
         "有内容 LoRA，但没有风格 LoRA：请两个都选，或都不选并写两个 <klora:…> 标签。",

@@ -13,7 +13,7 @@ from lib_klora.errors import KLoraError
 from lib_klora.pair import Pair
 from lib_klora.plan import Plan, progress
 from lib_klora.settings import BY_NAME, from_fields
-from lib_klora.tag import parse_tags
+from lib_klora.tag import ROLES, parse_tags
 from lib_klora.texts import cache_sentence, fragments, to_html
 from tools import make_localizations
 
@@ -113,6 +113,18 @@ def test_the_scale_is_the_papers_factor_and_no_size_of_a_picture(language, scale
     assert words[label] == f"{scale} S(t)"
     named = [BY_NAME[name] for name in ("hires", "hires_scale", "share_start", "share_end")]
     assert all(scale in words[field.help] for field in named)
+
+
+def test_what_the_scripts_of_the_page_write_is_translated_as_they_write_it():
+    """They look their texts up by themselves, so a text has to be there word for word."""
+    code = "".join(path.read_text(encoding="utf8") for path in (ROOT / "javascript").glob("*.js"))
+    for text, written in (
+        ("Refresh the LoRA lists", "'Refresh the LoRA lists'"),
+        *((f"K-LoRA: use as {role}. Again", "`K-LoRA: use as ${role}. Again") for role in ROLES),
+    ):
+        assert written in code
+        for words in LANGUAGES.values():
+            assert [key for key in words if key.startswith(text)]
 
 
 def test_a_new_sentence_would_be_noticed():

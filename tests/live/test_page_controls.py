@@ -138,6 +138,13 @@ def test_whoever_comes_into_the_field_by_tab_and_clicks_looks_for_one_too(page):
     assert field.input_value() == PAIR[1]
 
 
+def test_the_button_beside_the_pickers_has_a_name(page):
+    page.switch_on()
+    button = page.part("enabled").get_by_role("button", name="Refresh the LoRA lists", exact=True)
+    assert button.get_attribute("id") == page.part("refresh").get_attribute("id")
+    assert button.get_attribute("title") == "Refresh the LoRA lists"
+
+
 def test_what_is_chosen_but_switched_off_is_told(page):
     """A click on the box alone leaves the accordion open."""
     page.switch_on()

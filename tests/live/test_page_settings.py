@@ -178,7 +178,8 @@ def test_everything_that_is_ours_is_translated(chinese):
     page.part("preview").click()
     page.page.wait_for_function("document.querySelector('.klora-error').innerText.includes('sdxl')")
     assert not {text for text in english(page.report) if " " in text}  # a layer's name has none
-    assert page.part("refresh").get_attribute("title") == "内容 LoRA：刷新"
+    for place in ("title", "aria-label"):
+        assert page.part("refresh").get_attribute(place) == "刷新 LoRA 列表"
     page.open_settings()
     left = english(page.page.locator("#settings_klora"))
     assert {text.strip("() ") for text in left} <= LEFT
