@@ -144,9 +144,39 @@
         }
     }
 
+    // Hundreds of cards are one stop of the Tab key, from which the arrow keys lead on: of all the
+    // buttons one is in the tab order, the last that had the focus. The host's search hides cards.
+    const isShown = (button) => !button.closest('.card').classList.contains('hidden');
+    const buttonsIn = (tab, more = '') =>
+        [...gradioApp().querySelectorAll(`#${tab}_lora_cards .klora-role${more}`)];
+
+    function stopAt(tab, button) {
+        for (const other of buttonsIn(tab, '[tabindex="0"]')) if (other !== button) other.tabIndex = -1;
+        if (button && button.tabIndex !== 0) button.tabIndex = 0;
+    }
+
+    function keepStop(tab) {
+        const [stop] = buttonsIn(tab, '[tabindex="0"]');
+        if (!stop || !isShown(stop)) stopAt(tab, buttonsIn(tab).find(isShown));
+    }
+
+    // Left and right: the button before and behind; up and down: the same one of another card.
+    function moveFocus(tab, event) {
+        if (event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
+        const all = buttonsIn(tab).filter(isShown), at = all.indexOf(event.currentTarget);
+        const to = {
+            ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - 2, ArrowDown: at + 2,
+            Home: 0, End: all.length - 1,
+        }[event.key];
+        if (to === undefined) return;
+        event.preventDefault(); // the page would scroll
+        if (all[to]) all[to].focus();
+    }
+
     function roleButton(tab, card, role) {
         const button = document.createElement('button');
         button.type = 'button';
+        button.tabIndex = -1;
         button.className = 'klora-role';
         button.dataset.role = role;
         button.textContent = role[0].toUpperCase();
@@ -159,7 +189,11 @@
             event.preventDefault();
             clickRole(tab, card, role);
         });
-        button.addEventListener('keydown', (event) => event.stopPropagation());
+        button.addEventListener('focus', () => stopAt(tab, button));
+        button.addEventListener('keydown', (event) => {
+            event.stopPropagation();
+            moveFocus(tab, event);
+        });
         return button;
     }
 
@@ -175,6 +209,7 @@
                 card.append(place);
             }
             if (cards.length) showState(tab);
+            keepStop(tab);
         }
     }
 

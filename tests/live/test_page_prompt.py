@@ -89,6 +89,50 @@ def test_they_work_with_the_keyboard_and_show_their_state(page):
     assert one.get_attribute("aria-pressed") == "false"
 
 
+FOCUSED = "(e => e.classList.contains('klora-role') && [e.closest('.card').dataset.name, \
+    e.dataset.role])(document.activeElement)"
+
+
+def test_the_cards_are_one_stop_of_the_tab_key_and_the_arrows_lead_on(page):
+    open_cards(page)
+    every = page.page.locator("#txt2img_lora_cards .klora-role")
+    names = every.evaluate_all("all => all.map(e => e.closest('.card').dataset.name)")[::2]
+    assert len(names) > 3
+
+    def stops():
+        """Those that the Tab key would come to."""
+        return every.evaluate_all(
+            "all => all.filter(e => e.tabIndex === 0).map(e => e.closest('.card').dataset.name)"
+        )
+
+    def press(key):
+        page.page.keyboard.press(key)
+        return page.page.evaluate(FOCUSED)
+
+    assert stops() == names[:1]
+    page.prompt.fill("a cat")
+    button(page, names[0], "content").focus()
+    for key, card, role in (
+        ("ArrowLeft", 0, "content"), ("ArrowUp", 0, "content"), ("ArrowRight", 0, "style"),
+        ("ArrowRight", 1, "content"), ("ArrowDown", 2, "content"), ("ArrowLeft", 1, "style"),
+        ("ArrowUp", 0, "style"), ("End", -1, "style"), ("ArrowDown", -1, "style"),
+        ("ArrowRight", -1, "style"), ("Home", 0, "content"), ("ArrowDown", 1, "content"),
+    ):  # fmt: skip
+        assert press(key) == [names[card], role], key
+        assert stops() == [names[card]]
+    assert press("Enter") == [names[1], "content"]
+    assert page.prompt.input_value() == f"a cat <klora:{names[1]}:1:content>"
+    assert not press("Tab"), "the next stop is behind the cards"
+    assert press("Shift+Tab") == [names[1], "content"]
+
+    page.page.locator("#txt2img_lora_extra_search:visible").first.fill("style")
+    page.page.wait_for_timeout(1500)
+    assert "style" in stops()[0], "a card that is not shown is no stop"
+    shown = [name for name in names if "style" in name]
+    button(page, shown[0], "content").focus()
+    assert press("ArrowDown") == [shown[1], "content"], "nor do the arrows lead to one"
+
+
 def test_their_state_follows_what_is_typed(page):
     """Also the role of a tag that says none: what the other leaves, else the first's is content."""
     open_cards(page)
