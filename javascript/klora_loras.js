@@ -2,22 +2,27 @@
 // for a LoRA instead of adding to “None (use tags)”, which would match none. And the button beside
 // them, which shows nothing but a sign, has a name.
 
-onUiLoaded(() => {
-    const NONE = 'None (use tags)'; // settings.NO_LORA
-    const name = 'Refresh the LoRA lists';
-    for (const input of gradioApp().querySelectorAll(
-        '[id$="_klora_content"] input, [id$="_klora_style"] input')) {
-        input.addEventListener('focus', () => {
-            input.addEventListener('click', () => input.select(), {once: true});
-        });
-        // However one came into the field: “None (use tags)” is nothing that one adds to.
-        input.addEventListener('keydown', (event) => {
-            const types = event.key.length === 1 && !event.ctrlKey && !event.metaKey && !event.altKey;
-            if (types && input.value === NONE) input.select();
-        });
-    }
-    for (const button of gradioApp().querySelectorAll('button[id$="_klora_refresh"]')) {
-        button.title = (window.localization || {})[name] || name; // the host's is of the first picker
-        button.setAttribute('aria-label', button.title);
-    }
-});
+(function() {
+    if (window.kloraLoras) return; // a second copy of the extension
+    window.kloraLoras = true;
+
+    onUiLoaded(() => {
+        const NONE = 'None (use tags)'; // settings.NO_LORA
+        const name = 'Refresh the LoRA lists';
+        for (const input of gradioApp().querySelectorAll(
+            '[id$="_klora_content"] input, [id$="_klora_style"] input')) {
+            input.addEventListener('focus', () => {
+                input.addEventListener('click', () => input.select(), {once: true});
+            });
+            // However one came into the field: “None (use tags)” is nothing that one adds to.
+            input.addEventListener('keydown', (event) => {
+                const types = event.key.length === 1 && !event.ctrlKey && !event.metaKey && !event.altKey;
+                if (types && input.value === NONE) input.select();
+            });
+        }
+        for (const button of gradioApp().querySelectorAll('button[id$="_klora_refresh"]')) {
+            button.title = (window.localization || {})[name] || name; // the host's is of the first picker
+            button.setAttribute('aria-label', button.title);
+        }
+    });
+})();

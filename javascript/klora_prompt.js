@@ -2,6 +2,9 @@
 // <klora:…> tag. The grammar is that of lib_klora/tag.py.
 
 (function() {
+    if (window.kloraPrompt) return; // a second copy of the extension
+    window.kloraPrompt = true;
+
     const ROLES = {content: 'content', c: 'content', subject: 'content', style: 'style', s: 'style'};
     const OTHER = {content: 'style', style: 'content'};
     const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;

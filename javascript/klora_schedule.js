@@ -3,6 +3,9 @@
 // layers that the subject gets. And which sliders are shown, because each scale has its own.
 
 (function() {
+    if (window.kloraSchedule) return; // a second copy of the extension
+    window.kloraSchedule = true;
+
     const WIDTH = 240, HEIGHT = 96, LEFT = 24, BOTTOM = 16, POINTS = 120;
 
     function scaleAt(t, alpha, beta, scale) {

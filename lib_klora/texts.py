@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from .families import FAMILIES
@@ -88,6 +89,15 @@ def not_cleared_sentence(folder: object) -> str:
     return (
         f"Not all of the cache could be removed: allow the WebUI to write to the folder "
         f"“{folder}”, or remove its files yourself."
+    )
+
+
+def copies_sentence(used: str, folders: Sequence[str]) -> str:
+    """``folders``: of all copies of the extension; ``used``: of the one that is used."""
+    named = ", ".join(f"“{x}”" for x in folders[:-1]) + f" and “{folders[-1]}”"
+    return (
+        f"K-LoRA is installed {len(folders)} times, in the folders {named}: only the one in "
+        f"“{used}” is used. Remove all others, then restart the WebUI."
     )
 
 

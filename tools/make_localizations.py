@@ -31,6 +31,7 @@ OTHER_TEXTS = (
 SENTENCES = (
     page.cache_sentence(0, 1),
     page.not_cleared_sentence("x"),
+    page.copies_sentence("x", ("x", "y")),
     # the reading of a selection map
     "Hires: 1 % content; 1 % both; above 1 % content; below 1 % content",
     "style takes over at step 2, content at step 3, style at step 4 of 5",
@@ -349,6 +350,16 @@ TRANSLATIONS = {
     ", or remove its files yourself.": (
         "，或自行删除其中的文件。",
         "、中のファイルをご自分で削除してください。",
+    ),
+    "K-LoRA is installed": ("K-LoRA 被安装了", "K-LoRA が"),
+    "times, in the folders": (
+        "次，所在文件夹：",
+        "回インストールされています。フォルダー：",
+    ),
+    ": only the one in": ("。只使用其中的", "。使われるのは"),
+    "is used. Remove all others, then restart the WebUI.": (
+        "。请删除其余的，然后重启 WebUI。",
+        "だけです。ほかをすべて削除して WebUI を再起動してください。",
     ),
     "Hires:": ("高清修复：", "高解像度："),
     "% content": ("% 内容", "% 内容"),

@@ -11,6 +11,7 @@ from modules import extra_networks, script_callbacks
 from ..errors import get_log
 from ..hosts import find_host
 from ..steps import Pass, StepCounter, loop_index
+from . import copies
 from .api import add_api
 from .extra_network import KLoraNetwork, UnavailableNetwork, start_of
 from .options import add_options
@@ -18,8 +19,17 @@ from .pasting import resolve_pasted
 from .xyz import add_axes
 
 
-def register() -> None:
-    """Called once each time the host loads its scripts."""
+def register() -> bool:
+    """Called once each time the host loads its scripts, by each copy of the extension. Whether this
+    is the copy that is used."""
+    if copies.used():
+        get_log().warning(copies.sentence())
+        return False
+    _register()
+    return True
+
+
+def _register() -> None:
     try:
         network = KLoraNetwork(find_host())
     except RuntimeError as error:

@@ -10,7 +10,7 @@ from modules.ui_components import InputAccordion
 from .. import infotext
 from ..settings import BY_NAME, FIELDS, NO_LORA, Field, default_beta
 from ..texts import ADVANCED, DEFAULTS, OFF, PREVIEW
-from . import pasting, preview
+from . import copies, pasting, preview
 from .controls import LORAS, UNLISTED, control, lora_choices, shown
 from .report_html import HINT, error_html, keep_maps, notes_html
 
@@ -178,9 +178,11 @@ def _extra_network():
 
 
 def _initial_html() -> str:
-    """What the page says before anything was generated: where K-LoRA cannot work, why."""
+    """What the page says before anything was generated: where K-LoRA cannot work, why; and that
+    there are several copies of it."""
     sentence = getattr(extra_networks.extra_network_registry.get("klora"), "sentence", "")
-    return error_html(sentence) if sentence else HINT
+    several = copies.sentence()
+    return (notes_html([several]) if several else "") + (error_html(sentence) if sentence else HINT)
 
 
 def _lora_names() -> list[str]:

@@ -14,7 +14,7 @@ from lib_klora.pair import Pair
 from lib_klora.plan import Plan, progress
 from lib_klora.settings import BY_NAME, from_fields
 from lib_klora.tag import ROLES, parse_tags
-from lib_klora.texts import cache_sentence, fragments, to_html
+from lib_klora.texts import cache_sentence, copies_sentence, fragments, to_html
 from tools import make_localizations
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +91,7 @@ def test_every_reading_of_a_map_and_the_commonest_sentences_are_translated():
         from_fields({"scale": "S*", "alpha": 0})
     found |= untranslated(str(error.value))
     found |= untranslated(cache_sentence(3 * 2**20, 2**27))
+    found |= untranslated(copies_sentence("b", ["a", "b", "c"]))
     assert not found
 
 
