@@ -17,6 +17,8 @@ from ..pair import LayerPair
 from ..tensor_file import read_or_raise
 from .protocol import OnDisk
 
+_EXTENSIONS = (".pt", ".ckpt", ".safetensors")
+"""Of the files that the hosts list."""
 _PATIENCE = 10.0
 """Seconds spent on reading files whose hash nobody has asked for yet."""
 
@@ -27,6 +29,8 @@ class CommonHost:
     def __init__(self) -> None:
         self._versions: dict[str, tuple] = {}
         """Path → version of the file that the host's hash of it belongs to."""
+        self._names_on_disk: set[str] = set()
+        """What the LoRA folders had when they were last looked at."""
 
     def find(self, name: str) -> OnDisk | None:
         """File stem or alias, as in the host's ``load_networks``; an alias that several files
@@ -84,6 +88,21 @@ class CommonHost:
 
     def refresh_loras(self) -> None:
         networks.list_available_networks()
+
+    def look_for_loras(self) -> None:
+        """The host's list is by file name, and making it opens every file."""
+        options = shared.cmd_opts
+        folders = [getattr(options, name, None) for name in ("lora_dir", "lyco_dir_backcompat")]
+        found = {
+            Path(path).stem
+            for folder in (*folders, *(getattr(options, "lora_dirs", None) or ()))
+            if folder
+            for path in shared.walk_files(folder, allowed_extensions=_EXTENSIONS)
+        }
+        # One that cannot be read is never in the list.
+        if found not in (self._names_on_disk, set(networks.available_networks)):
+            networks.list_available_networks()
+        self._names_on_disk = found
 
     def follow(self, p: Any) -> None:
         """Nothing: the host samples with the model that it has."""

@@ -98,6 +98,8 @@ class DiffusersUNet:
     def refresh_loras(self) -> None:
         """The folder is looked at each time anyway."""
 
+    look_for_loras = refresh_loras
+
     def read(self, on_disk: OnDisk) -> SafetensorsFile:
         return SafetensorsFile(on_disk.path)
 

@@ -75,6 +75,9 @@ class Host(Protocol):
     def refresh_loras(self) -> None:
         """Looks at the LoRA folder again."""
 
+    def look_for_loras(self) -> None:
+        """The same, but only if files have come or gone; cheap otherwise."""
+
     def model(self) -> object:
         """The present model's identity: what ``load`` returns holds for that object only."""
 

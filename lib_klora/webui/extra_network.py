@@ -80,6 +80,11 @@ class KLoraNetwork(extra_networks.ExtraNetwork):
     def refresh_loras(self) -> None:
         self.host.refresh_loras()
 
+    def lora_names_now(self) -> list[str]:
+        """After a look whether files have come or gone."""
+        self.host.look_for_loras()
+        return self.host.lora_names()
+
     def unload(self) -> None:
         """Leaves the host as it was: the page reloads, and everything is made anew."""
         self.session.detach()

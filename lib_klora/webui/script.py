@@ -87,6 +87,7 @@ class KLoraScript(scripts.Script):
                 lambda: {"choices": lora_choices(_lora_names)},
                 self.elem_id("refresh"),
             )
+        self._offer_new_loras([components[name] for name in LORAS])
         with gr.Row(elem_classes=["klora-schedule-row"]):
             for name in _SCHEDULE:
                 components[name] = self._control(BY_NAME[name])
@@ -100,6 +101,30 @@ class KLoraScript(scripts.Script):
         if field.of_hires and self.is_img2img:
             return gr.State(shown(field))  # only for its place in the API's list
         return control(field, self.elem_id(field.name), _lora_names)
+
+    def _offer_new_loras(self, pickers: list) -> None:
+        """The page asks for them when somebody comes to the pickers (javascript/klora_loras.js).
+        They go behind the others, because Gradio 4 remembers a choice by its place in the list."""
+        known = gr.State(_lora_names())
+        look = gr.Button("Look for new files", elem_id=self.elem_id("look"), visible=False)
+
+        def new_choices(known: list[str]) -> list:
+            network = _extra_network()
+            names = [] if network is None else network.lora_names_now()
+            new = [name for name in names if name not in known]
+            if not new:
+                return [*(gr.update() for _ in pickers), known]
+            known = [*known, *new]
+            return [*(gr.update(choices=lora_choices(lambda: known)) for _ in pickers), known]
+
+        look.click(
+            fn=new_choices,
+            inputs=[known],
+            outputs=[*pickers, known],
+            queue=False,
+            show_progress="hidden",
+            **UNLISTED,
+        )
 
     def _offer_defaults(self, components: dict, button) -> None:
         fields = [field for field in FIELDS if not field.per_pair]

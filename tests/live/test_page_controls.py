@@ -1,6 +1,7 @@
 """The accordion: every control reaches the picture, the report says what was done."""
 
 import re
+import shutil
 from contextlib import closing
 
 import pytest
@@ -112,6 +113,50 @@ def test_picking_two_loras_does_what_two_tags_do(page):
     del found["files"]
     assert found == {name: str(value) for name, value in PAIR_VALUES.items()}
     assert f"Subject “{PAIR[0]}”, style “{PAIR[1]}”" in page.wait_report("img")
+
+
+@pytest.mark.parametrize("by", ["pointer", "key"])
+def test_the_pickers_know_a_file_that_was_added_since(page, by):
+    name = f"sd15_a_new_one_by_{by}"
+    path = page.webui.loras / f"{name}.safetensors"
+    page.switch_on()
+    page.set("content", PAIR[0])
+    page.page.mouse.move(5, 5)
+    page.page.wait_for_timeout(2500)  # it does not look twice in a short time
+    shutil.copy(path.with_stem("sd15_other"), path)
+    try:
+        if by == "pointer":
+            page.part("content").hover()
+            page.wait_quiet()
+            page.part("style").locator("input").first.click()
+            page.part("style").locator(f"li[aria-label='{name}']").wait_for()
+            page.set("style", name)
+            page.set("content", name)
+        else:
+            page.part("content_weight").locator("input[type=number]").focus()
+            page.part("style").locator("input").first.focus()
+            page.page.keyboard.type(name)
+            page.part("style").locator(f"li[aria-label='{name}']").wait_for()
+            page.page.keyboard.press("Tab")
+        assert page.value("style") == name
+        assert f"style={name}" in page.generate("a cat")
+    finally:
+        path.unlink()
+        page.webui.refresh_loras()
+
+
+def test_no_look_for_files_where_nobody_comes_to_the_pickers(page):
+    page.switch_on()
+    page.wait_quiet()
+    asked = []
+    page.page.on("request", lambda request: asked.append(request.url))
+    page.part("preview").hover()
+    page.set("alpha", 2)
+    page.page.wait_for_timeout(1000)
+    assert not [url for url in asked if "heartbeat" not in url]
+    page.part("style_weight").hover()
+    page.page.wait_for_timeout(1000)
+    assert asked
 
 
 def test_whoever_types_into_the_field_of_a_lora_looks_for_one(page):
