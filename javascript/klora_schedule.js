@@ -103,14 +103,15 @@
         drawNow();
     }
 
-    // A person who picks a scale gets its own β. Not done by the page's components, because there a
-    // pasted scale counts as picked (Gradio 4), and would undo the pasted β.
+    // A person who picks a scale gets its own β, that of the Settings page. Not done by the page's
+    // components, because there a pasted scale counts as picked (Gradio 4), and would undo the pasted β.
     function bringBeta(part, prefix) {
         part(`${prefix}scale`).addEventListener('change', (event) => {
             if (event.target.value === 'share') return;
-            const {beta, betaSStar} = part('schedule').querySelector('.klora-schedule').dataset;
+            const name = event.target.value === 'S*' ? 'klora_beta_s_star' : 'klora_beta';
+            const defaults = JSON.parse(part('schedule').querySelector('.klora-schedule').dataset.defaults);
             const input = part(`${prefix}beta`).querySelector('input[type=number]');
-            input.value = event.target.value === 'S*' ? betaSStar : beta;
+            input.value = opts[name] ?? defaults[name];
             updateInput(input);
         });
     }

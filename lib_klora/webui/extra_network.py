@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -12,8 +13,8 @@ from .. import infotext, lora_hashes
 from ..errors import KLoraError
 from ..hosts import Host
 from ..session import Session, job_has_tags
-from ..settings import Settings, from_args
-from .options import tag_defaults, tags_work_alone
+from ..settings import Settings, default_beta, from_args
+from .options import own_beta, tag_defaults, tags_work_alone
 from .overrides import overridden, overrides
 from .prompt import tags_of_batch
 from .report_html import Runs
@@ -167,7 +168,10 @@ class UnavailableNetwork(extra_networks.ExtraNetwork):
 
 def _settings_of(p: Any, has_tags: bool) -> Settings:
     """The settings of a generation, for the pass that is being prepared."""
-    settings = overridden(p, accordion_of(p, has_tags))
+    args = _arguments_of(p)
+    by_program = bool(args) and isinstance(args[0], Mapping)
+    betas = (default_beta,) if by_program else (own_beta, default_beta)
+    settings = overridden(p, accordion_of(p, has_tags), betas)
     named = settings.content or settings.style
     asked = bool(overrides(p)) and overrides(p).get("enabled", True)
     if asked and not (job_has_tags(p) or named or settings.enabled):
@@ -207,20 +211,26 @@ def _for_refiner(
 
 def accordion_of(p: Any, has_tags: bool) -> Settings:
     """The accordion's settings of a generation, or the defaults for tags where it is off or the
-    generation has no scripts (a nested one may not).
+    generation has no scripts (a nested one may not)."""
+    settings = from_args(_arguments_of(p))
+    if settings is not None:
+        return settings
+    return tag_defaults() if has_tags else Settings(enabled=False)
+
+
+def _arguments_of(p: Any) -> Sequence[Any]:
+    """What the accordion or a program has given; empty if the generation has no scripts.
 
     Read from ``p.script_args`` rather than from a script callback: an extension that runs a
     generation of its own may leave our script out of it but copies the arguments.
     """
     runner, args = getattr(p, "scripts", None), getattr(p, "script_args", None)
-    settings = None
-    if runner is not None and isinstance(args, (list, tuple)):
-        script = next((s for s in runner.scripts if isinstance(s, KLoraScript)), None)
-        if script is not None and script.args_from is not None:
-            settings = from_args(args[script.args_from : script.args_to])
-    if settings is not None:
-        return settings
-    return tag_defaults() if has_tags else Settings(enabled=False)
+    if runner is None or not isinstance(args, (list, tuple)):
+        return ()
+    script = next((s for s in runner.scripts if isinstance(s, KLoraScript)), None)
+    if script is None or script.args_from is None:
+        return ()
+    return args[script.args_from : script.args_to]
 
 
 def start_of(p: Any) -> float:

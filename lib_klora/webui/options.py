@@ -1,13 +1,16 @@
-"""Settings page, section K-LoRA: what tags get while the accordion is off, and what is kept."""
+"""Settings page, section K-LoRA: the person's defaults, which tags get while the accordion is off
+and with which the accordion opens; and what is kept."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import gradio as gr
 from modules import shared
 
 from ..errors import KLoraError, get_log
 from ..score_cache import ScoreCache
-from ..settings import Field, Settings, default_beta
+from ..settings import BY_NAME, Field, Settings, checked, default_beta
 from ..texts import (
     CLEAR_CACHE,
     LOG_LEVEL,
@@ -69,6 +72,33 @@ def tag_defaults() -> Settings:
         return Settings(enabled=False, **values)
     except KLoraError as error:
         raise KLoraError(f"Settings → K-LoRA: {error}") from error
+
+
+def own_defaults() -> dict[str, Any]:
+    """Field → the person's default, for the accordion to open with; the paper's where that is out
+    of range or emptied."""
+    values = {field.name: _own(field, f"klora_{field.name}") for field in TAG_DEFAULTS}
+    return {**values, "beta": own_beta(values["scale"])}
+
+
+def own_beta(scale: str) -> float:
+    """The person's β for a scale."""
+    own = _own(BY_NAME["beta"], "klora_beta_s_star" if scale == "S*" else "klora_beta")
+    return default_beta(scale) if own is None else own
+
+
+def default_values() -> dict[str, Any]:
+    """Option → the paper's default, for each default on the page."""
+    defaults = {f"klora_{field.name}": field.default for field in TAG_DEFAULTS}
+    return {**defaults, "klora_beta": default_beta("S"), "klora_beta_s_star": default_beta("S*")}
+
+
+def _own(field: Field, key: str) -> Any:
+    try:
+        value = checked(field, getattr(shared.opts, key, None))
+    except KLoraError:
+        value = None
+    return field.default if value is None else value
 
 
 class _CacheOption(shared.OptionHTML):

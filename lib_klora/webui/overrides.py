@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..settings import Settings, default_beta
+from ..settings import Settings
 
 _ATTRIBUTE = "klora_overrides"
 
@@ -21,9 +21,12 @@ def overrides(p: Any) -> Mapping[str, Any]:
     return getattr(p, _ATTRIBUTE, {})
 
 
-def overridden(p: Any, settings: Settings) -> Settings:
-    """The settings of generation ``p`` with what is set."""
+def overridden(p: Any, settings: Settings, betas: Sequence[Callable[[str], float]]) -> Settings:
+    """The settings of generation ``p`` with what is set. A scale brings its own β in the place of
+    that of the other scale; ``betas``: which one each has, by the person's defaults and by the
+    paper's."""
     values = dict(overrides(p))
-    if "scale" in values and "beta" not in values and settings.beta == default_beta(settings.scale):
-        values["beta"] = default_beta(values["scale"])  # each scale with its own start
+    beta_of = next((of for of in betas if settings.beta == of(settings.scale)), None)
+    if "scale" in values and "beta" not in values and beta_of is not None:
+        values["beta"] = beta_of(values["scale"])
     return replace(settings, **values)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import html
+import json
+
 import gradio as gr
 from modules import extra_networks, scripts
 from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 
 from .. import infotext
-from ..settings import BY_NAME, FIELDS, NO_LORA, Field, default_beta
+from ..settings import BY_NAME, FIELDS, NO_LORA, Field
 from ..texts import ADVANCED, DEFAULTS, OFF, PREVIEW
 from . import copies, pasting, preview
 from .controls import LORAS, UNLISTED, control, lora_choices, shown
+from .options import default_values, own_defaults
 from .report_html import HINT, error_html, keep_maps, notes_html
 
 _PAIR = (*LORAS, "content_weight", "style_weight")
@@ -93,7 +97,7 @@ class KLoraScript(scripts.Script):
                 components[name] = self._control(BY_NAME[name])
             gr.HTML(
                 '<div class="klora-schedule" role="img" aria-label="S(t) over the steps" '
-                f'data-beta="{default_beta("S")}" data-beta-s-star="{default_beta("S*")}"></div>',
+                f'data-defaults="{html.escape(json.dumps(default_values()), quote=True)}"></div>',
                 elem_id=self.elem_id("schedule"),
             )
 
@@ -127,11 +131,23 @@ class KLoraScript(scripts.Script):
         )
 
     def _offer_defaults(self, components: dict, button) -> None:
+        """The paper's; and the person's, which the page asks for while the accordion is closed
+        (javascript/klora_defaults.js). It is built with the paper's: the host takes what it is
+        built with for what a program leaves out, and keeps it for the next start."""
         fields = [field for field in FIELDS if not field.per_pair]
         button.click(
             fn=lambda: [shown(field) for field in fields],
             inputs=[],
             outputs=[components[field.name] for field in fields],
+            show_progress="hidden",
+            **UNLISTED,
+        )
+        own = gr.Button("Own defaults", elem_id=self.elem_id("own_defaults"), visible=False)
+        own.click(
+            fn=lambda: list(own_defaults().values()),
+            inputs=[],
+            outputs=[components[name] for name in own_defaults()],
+            queue=False,
             show_progress="hidden",
             **UNLISTED,
         )

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import closing
 
 import pytest
 from browser import Page
@@ -119,6 +120,94 @@ def test_a_default_out_of_range_is_refused_and_an_emptied_one_is_the_papers(page
         assert "alpha=" not in infotext
     finally:
         webui.post("/sdapi/v1/options", {"klora_alpha": 1.5})
+
+
+OWN = {
+    "klora_alpha": 2.25, "klora_scale": "S*", "klora_beta": 0.75, "klora_beta_s_star": 0.9,
+    "klora_method": "Without γ", "klora_layers": "all", "klora_text_encoder": False,
+    "klora_top_k": 3, "klora_seed": 7,
+}  # fmt: skip
+OWN_SHOWN = {
+    "alpha": 2.25, "scale": "S*", "beta": 0.9, "method": "Without γ", "layers": "all",
+    "text_encoder": False, "top_k": 3, "seed": 7, "gamma": "paper", "unpaired": "keep",
+}  # fmt: skip
+PAPERS = {
+    "klora_alpha": 1.5, "klora_scale": "S", "klora_beta": 0.5, "klora_beta_s_star": 1.3,
+    "klora_method": "K-LoRA", "klora_layers": "attention", "klora_text_encoder": True,
+    "klora_top_k": 1, "klora_seed": 0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def own(webui):
+    """The person's defaults are other than the paper's."""
+    webui.post("/sdapi/v1/options", OWN)
+    yield OWN
+    webui.post("/sdapi/v1/options", PAPERS)
+
+
+def shown(page):
+    """What the accordion of a page shows, once it is opened."""
+    page.switch_on(advanced=True)
+    return {name: page.value(name) for name in OWN_SHOWN}
+
+
+def test_the_accordion_opens_with_the_persons_defaults(webui, browser, own):
+    for again in (False, True):
+        if again:
+            webui.reload_ui()
+        with closing(Page(browser, webui)) as page:
+            assert shown(page) == OWN_SHOWN
+            page.set("scale", "S")
+            assert page.value("beta") == 0.75
+            page.set("scale", "S*")
+            assert page.value("beta") == 0.9
+            page.tab = "img2img"
+            page.open_tab("img2img")
+            assert shown(page) == OWN_SHOWN
+            page.part("defaults").click()
+            page.page.wait_for_timeout(1000)
+            assert [page.value(name) for name in ("alpha", "scale", "beta")] == [1.5, "S", 0.5]
+            page.wait_quiet()  # A1111 waits for what a page has asked before it reloads
+
+
+def test_a_paste_and_a_program_still_have_the_papers_for_what_is_left_out(webui, browser, own):
+    for arguments in ([{}], [True]):
+        on = {"K-LoRA": {"args": arguments}}
+        infotext = webui.txt2img(prompt=tags(*PAIR), alwayson_scripts=on).infotexts[0]
+        assert "K-LoRA: files=" in infotext
+    with closing(Page(browser, webui)) as page:
+        page.paste(infotext)
+        assert page.is_on
+        assert [page.value(name) for name in ("alpha", "scale", "beta")] == [1.5, "S", 0.5]
+
+
+def test_defaults_that_no_picture_could_have_are_the_papers(webui, browser, own):
+    webui.post("/sdapi/v1/options", {"klora_alpha": -1, "klora_top_k": None})
+    with closing(Page(browser, webui)) as page:
+        assert shown(page) == {**OWN_SHOWN, "alpha": 1.5, "top_k": 1}
+
+
+def test_settings_that_are_applied_reach_a_closed_accordion_and_leave_an_open_one(page):
+    def apply(alpha):
+        page.open_settings()
+        field = page.page.locator("#setting_klora_alpha input")
+        field.fill(str(alpha))
+        field.blur()
+        page.page.locator("#settings_submit").click()
+        page.page.locator("#settings_result", has_text="settings changed").first.wait_for()
+        page.wait_quiet()
+        page.open_tab("txt2img")
+
+    try:
+        apply(2.75)
+        page.switch_on()
+        assert page.value("alpha") == 2.75
+        page.set("alpha", 3.5)
+        apply(1.25)
+        assert page.value("alpha") == 3.5
+    finally:
+        page.webui.restart()  # the button has written every option of the host's as well
 
 
 # languages ----------------------------------------------------------------------------------------

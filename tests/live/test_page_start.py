@@ -159,7 +159,7 @@ def test_gradio_4_describes_our_components_but_not_our_events(webui):
     """The browser reads the description at each start, and its numbered names are the host's."""
     config, described = webui.get("/config"), webui.get("/info")["named_endpoints"]
     ids = {part["id"]: str(part["props"].get("elem_id")) for part in config["components"]}
-    ours = re.compile(r"klora_(preview|defaults|look|clear_cache|cache_size)$")
+    ours = re.compile(r"klora_(preview|defaults|own_defaults|look|clear_cache|cache_size)$")
     seen, dropdowns = set(), set()
     for event in config["dependencies"] if webui.host.gradio == 4 else ():
         at = [ids.get(target[0], "") for target in event["targets"]]
@@ -170,7 +170,7 @@ def test_gradio_4_describes_our_components_but_not_our_events(webui):
         for part in endpoint["parameters"]:
             if part["label"] in ("Content LoRA", "Style LoRA"):
                 dropdowns.add(json.dumps(part["type"]))
-    assert len(seen) == (2 * 3 + 2 if webui.host.gradio == 4 else 0)
+    assert len(seen) == (2 * 4 + 2 if webui.host.gradio == 4 else 0)
     assert dropdowns == ({'{"type": "string"}'} if webui.host.gradio == 4 else set())
 
 

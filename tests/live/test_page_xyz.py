@@ -95,6 +95,26 @@ def test_the_axes_of_the_pair_have_no_effect_beside_tags_and_say_so(webui):
     assert not comment.error
 
 
+def test_the_axis_of_the_scale_brings_the_beta_that_the_person_has_for_each(webui):
+    options = {"klora_beta": 0.5, "klora_beta_s_star": 0.9}  # the first one is the paper's
+    webui.post("/sdapi/v1/options", options)
+    try:
+        alone = plot(webui, "Scale S(t)", "S,S*", prompt=tags(*PAIR))
+        papers = plot(webui, "Scale S(t)", "S,S*", prompt=tags(*PAIR), alwayson_scripts=script())
+        given = plot(
+            webui, "Scale S(t)", "S,S*", prompt=tags(*PAIR), alwayson_scripts=script(beta=0.6)
+        )
+    finally:
+        webui.post("/sdapi/v1/options", {"klora_beta": 0.5, "klora_beta_s_star": 1.3})
+    for result, first, second in (
+        (alone, "K-LoRA: files", "beta=0.9; scale=S*; files"),
+        (papers, "K-LoRA: files", "K-LoRA: scale=S*; files"),
+        (given, "beta=0.6; files", "beta=0.6; scale=S*; files"),
+    ):
+        assert any(first in text for text in result.infotexts)
+        assert any(second in text for text in result.infotexts)
+
+
 def test_an_axis_without_any_pair_says_so(webui):
     result = plot(webui, "α: slope", "1,2")
     assert not result.error

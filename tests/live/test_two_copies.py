@@ -40,6 +40,7 @@ def check(server, browser):
         page.page.locator("#txt2img_extra_tabs button").first.click()
         page.set("alpha", 2.5)
         assert "alpha=2.5; files=" in page.generate(tags(*PAIR))
+        page.wait_quiet()
 
 
 def test_the_second_copy_steps_back_and_says_so(webui, browser):
