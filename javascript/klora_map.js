@@ -2,6 +2,9 @@
 // keys, what it gets, and why. lib_klora/map_html.py writes the data.
 
 (function() {
+    if (window.kloraMap) return; // a second copy of the extension
+    window.kloraMap = true;
+
     const MOST_RUNS = 6; // that are listed
     const ROLES = {n: 'neither', c: 'content', s: 'style', b: 'both'};
     const translated = (text) => (window.localization || {})[text] || text;
