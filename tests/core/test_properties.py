@@ -183,19 +183,19 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 )
 def test_any_name_and_finite_weights_are_read_exactly(name, te, unet, role):
     written = [name, repr(te), repr(unet), *filter(None, [role])]
-    assert parse_tag(written) == Tag(name, te, unet, role)
+    assert parse_tag(written) == Tag(name.strip(), te, unet, role)
 
 
 @given(name=tag_names, weight=finite, role=st.sampled_from(["content", "style"]))
 def test_one_weight_is_both(name, weight, role):
-    assert parse_tag([name, repr(weight), role]) == Tag(name, weight, weight, role)
+    assert parse_tag([name, repr(weight), role]) == Tag(name.strip(), weight, weight, role)
 
 
 @given(items=st.lists(st.text(max_size=8), min_size=1, max_size=6))
 def test_any_tag_is_read_or_refused_with_a_sentence(items):
     with contextlib.suppress(KLoraError):
         tag = parse_tag(items)
-        assert tag.name == items[0]
+        assert tag.name == items[0].strip()
         assert math.isfinite(tag.te)
         assert math.isfinite(tag.unet)
 
