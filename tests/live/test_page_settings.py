@@ -222,7 +222,8 @@ VISIBLE_WORDS = """place => {
     while (walk.nextNode()) {
         const text = walk.currentNode.textContent.trim();
         const parent = walk.currentNode.parentElement;
-        if (text && !parent.closest('code, script, style, .hidden, .hide')) found.push(text);
+        const name = '.klora-map-blocks, .klora-map-table th[scope="row"]'; // the network's own
+        if (text && !parent.closest(`code, script, style, .hidden, .hide, ${name}`)) found.push(text);
     }
     return found;
 }"""

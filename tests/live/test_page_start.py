@@ -137,7 +137,7 @@ def test_the_map_is_no_wider_in_a_wide_window(webui, browser):
         page.prompt.fill(tags(*PAIR))
         page.part("preview").click()
         page.wait_report(".klora-map img")
-        assert page.report.locator("img").bounding_box()["width"] == 760
+        assert page.report.locator(".klora-map").bounding_box()["width"] == 760
 
 
 def test_every_component_has_a_label_and_an_id(webui):
