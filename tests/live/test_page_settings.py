@@ -222,8 +222,9 @@ VISIBLE_WORDS = """place => {
     while (walk.nextNode()) {
         const text = walk.currentNode.textContent.trim();
         const parent = walk.currentNode.parentElement;
-        const name = '.klora-map-blocks, .klora-map-table th[scope="row"]'; // the network's own
-        if (text && !parent.closest(`code, script, style, .hidden, .hide, ${name}`)) found.push(text);
+        const names = '.klora-map-blocks, .klora-map-table th[scope="row"]'; // the network's own
+        const others = `code, script, style, .hidden, .hide, ${names}`;
+        if (text && !parent.closest(others)) found.push(text);
     }
     return found;
 }"""
