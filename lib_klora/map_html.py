@@ -91,11 +91,7 @@ def _percent(part: float) -> str:
 
 def _tops(drawn: SelectionMap) -> list[tuple[str, float]]:
     """Each block and where it begins, 0..1."""
-    found, row = [], 0
-    for word, layers in drawn.blocks:
-        found.append((word, row / len(drawn.layers)))
-        row += layers
-    return found
+    return [(word, rows.start / len(drawn.layers)) for word, rows in drawn.blocks]
 
 
 def _block_names(drawn: SelectionMap) -> str:
@@ -103,11 +99,7 @@ def _block_names(drawn: SelectionMap) -> str:
     for word, top in _tops(drawn):
         if top >= free_from and top <= 1 - _LABEL:  # names that would not fit are left out
             free_from = top + _LABEL
-            name, _, number = word.partition(" ")
-            parts.append(
-                f'<span style="top: {_percent(top)}">'
-                f"<span>{name}</span> <span>{number}</span></span>"
-            )
+            parts.append(f'<span style="top: {_percent(top)}">{word}</span>')
     return "".join(parts)
 
 
@@ -149,13 +141,12 @@ def _table(drawn: SelectionMap) -> str:
     """Of each block its layers, the middle of their ratios, and in what part of the steps they have
     content; of each step, what part of the layers has."""
     content = (drawn.cells & BITS[CONTENT]).astype(bool)
-    rows, row = [], 0
-    for word, layers in drawn.blocks:
-        part = slice(row, row + layers)
+    rows = []
+    for word, part in drawn.blocks:
+        layers = part.stop - part.start
         ratios = [ratio for ratio in drawn.ratio[part].tolist() if not math.isnan(ratio)]
         middle = f"{statistics.median(ratios):.3g}" if ratios else ""
         rows.append((word, str(layers), middle, f"{100 * content[part].mean():.0f} %"))
-        row += layers
     of_blocks = _rows(texts.MAP_BLOCK_COLUMNS, rows)
     shares = [] if drawn.shares is None else drawn.shares[:, 0]
     steps = [(str(i), f"{100 * share:.0f} %") for i, share in enumerate(shares, 1)]

@@ -75,14 +75,15 @@ def selection_map(plan: Plan, pair: Pair) -> Image.Image:
     pen = ImageDraw.Draw(whole)
 
     pixels = cells(drawn).convert("RGB")
-    y, row, free_from = _GAP, 0, 0
-    for word, layers in drawn.blocks:
+    y, free_from = _GAP, 0
+    for word, rows in drawn.blocks:
         if y >= free_from:  # names that would not fit are left out
             free_from = y + line
             _write(pen, word, y - 1, _GAP)
-        part = pixels.crop((0, row, steps, row + layers))
-        whole.paste(part.resize((steps * wide, layers * high), Image.Resampling.NEAREST), (left, y))
-        row, y = row + layers, y + layers * high + 1  # a white line between two blocks
+        part = pixels.crop((0, rows.start, steps, rows.stop))
+        part = part.resize((steps * wide, part.height * high), Image.Resampling.NEAREST)
+        whole.paste(part, (left, y))
+        y += part.height + 1  # a white line between two blocks
 
     y = _GAP + map_height + _GAP
     if drawn.shares is not None:

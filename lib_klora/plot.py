@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import pairwise
 
 import numpy as np
 
@@ -61,9 +61,11 @@ class SelectionMap:
         return self.cells.shape[1]
 
     @cached_property
-    def blocks(self) -> list[tuple[str, int]]:
-        """Each block of the network, as ``families.block`` calls it, with its number of layers."""
-        return [(word, len(list(layers))) for word, layers in groupby(self.layers, block)]
+    def blocks(self) -> list[tuple[str, slice]]:
+        """Each block of the network, as ``families.block`` calls it, and its layers."""
+        words = [block(name) for name in self.layers]
+        begin = [i for i, word in enumerate(words) if i == 0 or word != words[i - 1]]
+        return [(words[i], slice(i, end)) for i, end in pairwise([*begin, len(words)])]
 
     @property
     def kinds(self) -> list[str]:
