@@ -151,11 +151,11 @@ class PairLoader:
     def fusion(self, tags: TagPair, loaded: LoadedPair, settings: Settings) -> Fusion:
         """The loaded pair as the host applies it, at the weights of the tags."""
         te, method = settings.with_text_encoder, METHODS[settings.method]
-        kind = method.blocks is not None, method.projects
+        kind = method.blocks is not None, method.projects, method.apart
         key = (*loaded.versions, tags, settings.layers, settings.unpaired, te, *kind)
         fusion = self._fusions.pop(key, None)
         if fusion is None:
-            fusion = self._host.fuse(tags, loaded.loras, loaded.pair, te)
+            fusion = self._host.fuse(tags, loaded.loras, loaded.pair, te, method.apart)
         self._fusions[key] = fusion  # last in, so that the oldest goes first
         while len(self._fusions) > _FUSIONS_KEPT:
             del self._fusions[next(iter(self._fusions))]

@@ -170,6 +170,8 @@ class Method:
             parts neither; None: wherever it has layers.
         model: what these blocks are of.
         projects: whether the content LoRA is taken off the style's row space (``projection``).
+        apart: whether each LoRA predicts by itself, and the two are averaged (``composite``): what
+            a row gives both is applied in turn, within one step.
     """
 
     rule: Callable[[RuleInput], np.ndarray]
@@ -181,6 +183,7 @@ class Method:
     blocks: Mapping[str, Block] | None = None
     model: BaseModel | None = None
     projects: bool = False
+    apart: bool = False
 
 
 METHODS = {
@@ -193,6 +196,11 @@ METHODS = {
     ),
     "Direct merge": Method(direct_merge, "both LoRAs in every layer and step"),
     "LoRA Switch": Method(lora_switch, "content and style in turn, step by step"),
+    "LoRA Composite": Method(
+        direct_merge,
+        "each predicts by itself and the two are averaged, which takes twice the time",
+        apart=True,
+    ),
     "Fixed selection": Method(
         fixed_selection, "content while S(t) is below 1, then style", uses_scale=True
     ),

@@ -97,6 +97,8 @@ def describe(plan: Plan, pair: Pair) -> str:
     shares = {word: _share(plan, bits) for word, bits in (*BITS.items(), ("both", BOTH))}
     if not plan.layers:
         parts.append("no layer is in both files")
+    elif METHODS[plan.method].apart:
+        parts.append("each LoRA predicts by itself in every step, and the two are averaged")
     elif (shares["both"] == 1).all():
         parts.append("every layer gets both in every step")
     elif METHODS[plan.method].blocks is not None:

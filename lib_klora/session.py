@@ -15,10 +15,14 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from . import infotext
+from .composite import TwoPredictions
 from .errors import KLoraError, get_log, is_full_memory
 from .hosts import Fusion, Host
 from .loading import LoadedPair, PairLoader
+from .methods import BITS, METHODS
 from .plan import Plan, make_plan
 from .report import REFINER_WITHOUT, PassReport, Report
 from .settings import Settings
@@ -76,6 +80,21 @@ class _Active:
     """The step that is being made."""
     plan_key: tuple | None = None
     plan: Plan | None = None
+    turn: str = CONTENT
+    """Whose prediction comes next, if the LoRAs predict apart."""
+    calls: int | None = None
+    """Of the network, in the present model call; None outside of one."""
+
+    @property
+    def predicts_apart(self) -> bool:
+        return METHODS[self.settings.method].apart
+
+    def choice(self, row: np.ndarray) -> np.ndarray:
+        """A row of the plan as the host is to apply it now."""
+        if not self.predicts_apart:
+            return row
+        alone = [BITS[role] for role in self.loaded.pair.unpaired.values()]
+        return np.append(row, np.array(alone, np.uint8)) & BITS[self.turn]
 
     def plan_for(self, steps: int, t0: float) -> Plan:
         if self.plan_key != (steps, t0):
@@ -106,6 +125,8 @@ class Session:
         """The pass that K-LoRA has ended in."""
         self._has_sampled = False
         """Whether any step of the present batch was made with K-LoRA."""
+        self._two: TwoPredictions | None = None
+        """Where the active pair's LoRAs predict apart."""
         self._reports: list[tuple[weakref.ref, Report]] = []
         """Of the latest generations: one may run within another."""
         self._loader = PairLoader(host)
@@ -158,13 +179,12 @@ class Session:
         Called again after ``<lora:>``'s own activation, which begins a new list.
         """
         active = self._active
+        self._predict_once()
         if active is None or active.processing() is not p:
             self._attempt(p, self._host.detach)
             return
         self._applying = True
-        self._attempt(
-            p, lambda: self._host.attach(active.fusion, active.plan_for(1, active.t0).row(0))
-        )
+        self._attempt(p, lambda: self._attach(active))
 
     def settle(self, p: Any) -> None:
         """Other extensions have had their say on the LoRAs of generation ``p``: before text is
@@ -180,21 +200,24 @@ class Session:
         if active is None:
             return
         self._applying = True
+        active.calls = 0
         self._attempt(active.processing(), lambda: self._follow_plan(active, read_pass()))
 
     def after_model_call(self) -> None:
         """Ends K-LoRA, as any failure does, if the host could not apply what was chosen."""
         active = self._active
-        if active is not None and self._attempt(
-            active.processing(), lambda: self._host.check(active.fusion)
-        ):
+        if active is not None and self._attempt(active.processing(), lambda: self._check(active)):
+            active.calls = None
             self._applying = False
 
     def finish(self, p: Any) -> None:
         """A batch of ``p`` is sampled. Where the sampler made no step (DDIM, told to make one), its
         pictures do not have what their parameter says."""
         active = self._active
-        if active is not None and active.processing() is p and not self._has_sampled:
+        if active is None or active.processing() is not p:
+            return
+        self._predict_once()
+        if not self._has_sampled:
             p.extra_generation_params.pop(infotext.KEY, None)
 
     def text_state(self, p: Any) -> tuple | None:
@@ -227,6 +250,7 @@ class Session:
     def detach(self) -> None:
         """Takes K-LoRA out of the host: before every generation, and when the page reloads."""
         self._active = None
+        self._predict_once()
         self._host.detach()
 
     def forget_other_models(self) -> None:
@@ -320,11 +344,50 @@ class Session:
 
     # -- steps, and what may fail in them ----------------------------------------------------------
 
+    def _attach(self, active: _Active) -> None:
+        self._host.attach(active.fusion, active.choice(active.plan_for(1, active.t0).row(0)))
+        if active.predicts_apart:
+            self._two = TwoPredictions(self._host.network(), lambda: self._take_turns(active))
+
+    def _take_turns(self, active: _Active) -> bool | None:
+        """One LoRA has predicted: gives the network the other, as ``TwoPredictions`` asks. What
+        calls it outside of a step has nothing to do with the plan."""
+        if active is not self._active or active.calls is None:
+            return None
+        active.calls += 1
+
+        def turn() -> None:
+            self._host.check(active.fusion)
+            active.turn = STYLE if active.turn == CONTENT else CONTENT
+            self._select(active)
+
+        return self._attempt(active.processing(), turn)
+
+    def _predict_once(self) -> None:
+        if self._two is not None:
+            self._two.remove()
+            self._two = None
+
+    def _select(self, active: _Active) -> None:
+        at = active.at
+        plan = active.plan_for(at.steps, active.settings.start(at.t0))
+        self._host.select(active.fusion, active.choice(plan.row(at.finished_steps)))
+
+    def _check(self, active: _Active) -> None:
+        """Raises KLoraError if a model call was not what it was said to be."""
+        self._host.check(active.fusion)
+        if active.predicts_apart and not active.calls:
+            raise KLoraError(
+                f"{active.settings.method} needs two predictions in each step, and another "
+                f"extension calls the model in a way of its own: switch that extension off, or "
+                f"choose another method."
+            )
+
     def _follow_plan(self, active: _Active, at: Pass) -> None:
         """Gives every layer what the plan has for this step, and puts the plan into the report."""
         active.at = at
-        plan = active.plan_for(at.steps, active.settings.start(at.t0))
-        self._host.select(active.fusion, plan.row(at.finished_steps))
+        self._select(active)
+        plan = active.plan
         if active.shown is None or active.shown.plan is not plan:
             self._sampling = _PassKey(active.processing, active.iteration, at.hires)
             self._has_sampled = True
@@ -355,6 +418,7 @@ class Session:
         if p is not None:
             self._given_up = _PassKey.present(p)
         self._active = None
+        self._predict_once()
         self._loader.forget_fusions()
         self._host.abandon()
 

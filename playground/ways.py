@@ -24,7 +24,7 @@ OTHERS = (
     *(
         Way(name, settings=Settings(method=name))
         for name in METHODS
-        if name not in ("K-LoRA", "Direct merge", "EST-LoRA", "B-LoRA", "NP-LoRA")
+        if name not in ("K-LoRA", "Direct merge", "LoRA Composite", "EST-LoRA", "B-LoRA", "NP-LoRA")
     ),
 )
 METHOD_WAYS = (*ALONE, *OTHERS, K_LORA, K_LORA_STAR)

@@ -38,6 +38,7 @@ SENTENCES = (
     "content takes over at step 2 of 5",
     "content has more layers in every step; style has more layers in every step",
     "content and style take turns, 7 times in 9 steps; every layer gets both in every step",
+    "each LoRA predicts by itself in every step, and the two are averaged",
     "every step is content, style is never used",
     "every step is style, content is never used",
     "content in its block, style in its own, nothing else is applied",
@@ -118,6 +119,8 @@ SENTENCES = (
     "picture is made without it: choose a smaller size, or generate again.",
     "The picture is made without K-LoRA, because another extension samples with a model of its own "
     "that has no LoRAs, or changes LoRAs between steps: switch that extension off.",
+    "LoRA Composite needs two predictions in each step, and another extension calls the model in a "
+    "way of its own: switch that extension off, or choose another method.",
     "The WebUI applies no LoRAs to the SD Unet “x”, so the picture is made without K-LoRA. To use "
     "it, choose None in Settings → Stable Diffusion → SD Unet.",
     # what a paste found
@@ -159,6 +162,7 @@ TRANSLATIONS = {
     "Method": ("方法", "方式"),
     "How the two LoRAs are fused. K-LoRA: the LoRA whose largest entries weigh more. Direct merge: "
     "both LoRAs in every layer and step. LoRA Switch: content and style in turn, step by step. "
+    "LoRA Composite: each predicts by itself and the two are averaged, which takes twice the time. "
     "Fixed selection: content while S(t) is below 1, then style. Random selection: content with "
     "probability 1/3, else style. Top-K without scale: K-LoRA with S(t) = 1. Without γ: K-LoRA "
     "with γ = 1. EST-LoRA: as K-LoRA, by the energy of all entries and the authors' γ. B-LoRA: "
@@ -166,6 +170,7 @@ TRANSLATIONS = {
     "else. NP-LoRA: both, what content does in the style's directions by a third less.": (
         "两个 LoRA 的融合方式。K-LoRA：采用最大元素更重的 LoRA。"
         "Direct merge：每层每步同时使用两个 LoRA。LoRA Switch：内容与风格逐步交替。"
+        "LoRA Composite：两者各自预测后取平均，耗时加倍。"
         "Fixed selection：S(t) 小于 1 时用内容，之后用风格。"
         "Random selection：以 1/3 的概率用内容，否则用风格。"
         "Top-K without scale：S(t) = 1 的 K-LoRA。Without γ：γ = 1 的 K-LoRA。"
@@ -174,6 +179,7 @@ TRANSLATIONS = {
         "其余不应用。NP-LoRA：同时使用两者，内容在风格方向上的部分减少三分之一。",
         "2 つの LoRA の融合方式。K-LoRA：最大要素の重い方の LoRA。"
         "Direct merge：全層・全ステップで両方。LoRA Switch：1 ステップごとに内容と画風を交互に。"
+        "LoRA Composite：それぞれが単独で予測し、平均します。時間は 2 倍かかります。"
         "Fixed selection：S(t) が 1 未満の間は内容、以後は画風。"
         "Random selection：確率 1/3 で内容、それ以外は画風。"
         "Top-K without scale：S(t) = 1 の K-LoRA。Without γ：γ = 1 の K-LoRA。"
@@ -382,6 +388,10 @@ TRANSLATIONS = {
     "content and style take turns,": ("内容与风格交替", "内容と画風が交互に"),
     "times in": ("次，共", "回、全"),
     "steps": ("步", "ステップ"),
+    "each LoRA predicts by itself in every step, and the two are averaged": (
+        "每一步由两个 LoRA 各自预测，再取平均",
+        "毎ステップ、各 LoRA が単独で予測し、その平均を使います",
+    ),
     "every layer gets both in every step": (
         "每层每步都同时使用两者",
         "どの層もすべてのステップで両方を使用",
@@ -492,6 +502,13 @@ TRANSLATIONS = {
         "別の拡張機能が LoRA のない独自のモデルでサンプリングするか、"
         "ステップの間に LoRA を変えるため、この画像は K-LoRA なしで作られます："
         "その拡張機能をオフにしてください。",
+    ),
+    "LoRA Composite needs two predictions in each step, and another extension calls the model in a "
+    "way of its own: switch that extension off, or choose another method.": (
+        "LoRA Composite 每一步需要两次预测，而另一个扩展以它自己的方式调用模型："
+        "请关闭该扩展，或选择其他方法。",
+        "LoRA Composite は毎ステップ 2 回の予測が必要ですが、別の拡張機能が独自の方法でモデルを"
+        "呼び出しています：その拡張機能をオフにするか、別の方式を選んでください。",
     ),
     "The WebUI applies no LoRAs to the SD Unet": (
         "WebUI 不会对这个 SD Unet 应用 LoRA：",

@@ -30,7 +30,7 @@ from ..errors import KLoraError, is_full_memory
 from ..lora_file import split_key
 from ..methods import BITS, BOTH
 from ..pair import Pair
-from ..tag import ROLES, TagPair
+from ..tag import CONTENT, ROLES, STYLE, TagPair
 from ..tensor_file import SafetensorsFile, TensorFile, UnpickledFile
 from .common import CommonHost, names_in
 from .protocol import HostLora, OnDisk
@@ -51,7 +51,7 @@ class _Fusion:
     fixed: Mapping[str, Mapping[str, Any]]
     """Role → module key → module, applied in every step: text encoder, layers of one file."""
     layers: tuple[Mapping[str, Mapping[str, Any]], ...]
-    """Per paired layer: role → module key → module."""
+    """Per layer of a choice: role → module key → module."""
     both_encode: bool
     """Whether both files have text encoder parts."""
     carriers: Mapping[str, network.Network] = field(default_factory=dict)
@@ -86,6 +86,9 @@ class A1111(CommonHost):
 
     def model(self) -> object:
         return shared.sd_model
+
+    def network(self) -> torch.nn.Module:
+        return shared.sd_model.model.diffusion_model
 
     def layers(self) -> dict[str, tuple[int, ...]]:
         weights = (
@@ -149,23 +152,29 @@ class A1111(CommonHost):
         net.klora_uncomputable = 0
         return HostLora(on_disk, names, shapes, frozenset(of_text), parts)
 
-    def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> _Fusion:
+    def fuse(
+        self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool, apart: bool
+    ) -> _Fusion:
         parts: dict[str, _Parts] = {role: lora.parts for role, lora in loras.items()}
         tag_of = {tag.role: tag for tag in tags.in_order()}
         fixed: dict[str, dict[str, Any]] = {
             role: dict(parts[role].text_encoder) if te else {} for role in ROLES
         }
+        layers = [
+            {role: _modules(parts[role].unet, names_in(layer, role)) for role in ROLES}
+            for layer in pair.paired
+        ]
         for name, role in pair.unpaired.items():
-            fixed[role].update(parts[role].unet[name])
+            if apart:
+                layers.append({CONTENT: {}, STYLE: {}, role: parts[role].unet[name]})
+            else:
+                fixed[role].update(parts[role].unet[name])
         return _Fusion(
             nets={role: parts[role].net for role in ROLES},
             order=tuple(tag_of),
             multipliers={role: (tag_of[role].te, tag_of[role].unet) for role in ROLES},
             fixed=fixed,
-            layers=tuple(
-                {role: _modules(parts[role].unet, names_in(layer, role)) for role in ROLES}
-                for layer in pair.paired
-            ),
+            layers=tuple(layers),
             both_encode=te and all(parts[role].text_encoder for role in ROLES),
         )
 

@@ -34,7 +34,7 @@ class UNetFusion:
     """A pair for this host.
 
     Attributes:
-        paired: for each layer of the pair its name and, by ``methods.BITS``, what is added to it.
+        paired: for each layer of a choice its name and, by ``methods.BITS``, what is added to it.
         unpaired: layer → what is added all the time.
     """
 
@@ -114,6 +114,9 @@ class DiffusersUNet:
     def model(self) -> nn.Module:
         return self._unet
 
+    def network(self) -> nn.Module:
+        return self._unet
+
     def layers(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(parameter.shape) for name, parameter in self._weights.items()}
 
@@ -139,7 +142,7 @@ class DiffusersUNet:
         self._apply(self._wanted(None, None))
 
     def fuse(
-        self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool
+        self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool, apart: bool
     ) -> UNetFusion:
         by_role = {tag.role: (tag.unet, loras[tag.role].parts.layers) for tag in tags.in_order()}
 
@@ -151,13 +154,17 @@ class DiffusersUNet:
             )
 
         every = range(1 + sum(BITS.values()))
-        return UNetFusion(
-            tuple(
-                (layer.name, tuple(added(layer.name, bits) for bits in every))
-                for layer in pair.paired
-            ),
-            {name: added(name, BITS[role]) for name, role in pair.unpaired.items()},
-        )
+        chosen = [
+            (layer.name, tuple(added(layer.name, bits) for bits in every)) for layer in pair.paired
+        ]
+        unpaired = pair.unpaired.items()
+        if not apart:
+            return UNetFusion(
+                tuple(chosen), {name: added(name, BITS[role]) for name, role in unpaired}
+            )
+        for name, role in unpaired:
+            chosen.append((name, tuple(added(name, bits & BITS[role]) for bits in every)))
+        return UNetFusion(tuple(chosen), {})
 
     def follow(self, p: object) -> None:
         """Nothing: there is one model."""

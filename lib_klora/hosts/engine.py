@@ -167,6 +167,9 @@ class Engine(CommonHost, ABC):
         objects = getattr(self.engine(), "forge_objects_original", None)
         return objects and objects.unet.model
 
+    def network(self) -> torch.nn.Module:
+        return self.model().diffusion_model
+
     def layers(self) -> dict[str, tuple[int, ...]]:
         return {
             _layer_name(key): _shape(parameter)
@@ -241,7 +244,7 @@ class Engine(CommonHost, ABC):
         return HostLora(on_disk, names, shapes, frozenset(of_text - {None}), parts)
 
     def fuse(
-        self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool
+        self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool, apart: bool
     ) -> EngineFusion:
         sides = {tag.role: (loras[tag.role].parts, tag.unet) for tag in tags.in_order()}
         contributions: dict[str, list[Contribution]] = {}
@@ -256,13 +259,19 @@ class Engine(CommonHost, ABC):
                 keys.add(key)
             return keys
 
-        for name, role in pair.unpaired.items():
-            add(None, role, [name])
+        paired = [{role: names_in(layer, role) for role in sides} for layer in pair.paired]
+        unpaired = [{role: [name]} for name, role in pair.unpaired.items()]
+        if apart:
+            paired += unpaired
+        else:
+            for alone in unpaired:
+                for role, names in alone.items():
+                    add(None, role, names)
         return self.make_fusion(
             contributions,
             keys_of=tuple(
-                tuple({key for role in sides for key in add(i, role, names_in(layer, role))})
-                for i, layer in enumerate(pair.paired)
+                tuple({key for role, names in layer.items() for key in add(i, role, names)})
+                for i, layer in enumerate(paired)
             ),
             text_encoder=tuple(
                 (f"K-LoRA {parts.number} {tag.role}", parts.text_encoder, tag.te)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..pair import Pair
 from ..tag import TagPair
@@ -81,6 +82,9 @@ class Host(Protocol):
     def model(self) -> object:
         """The present model's identity: what ``load`` returns holds for that object only."""
 
+    def network(self) -> nn.Module:
+        """The present model's denoising network, as it is called in every step."""
+
     def layers(self) -> Mapping[str, tuple[int, ...]]:
         """The weights of the present model's denoising network: name, which is the module's path
         with ``_`` for ``.``, → shape."""
@@ -104,8 +108,12 @@ class Host(Protocol):
         """The file, with what ``tensors.changed`` says, through the host's LoRA code, for the
         present model. Raises KLoraError."""
 
-    def fuse(self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool) -> Fusion:
-        """Prepares a pair; ``loras`` by role; ``te``: with the text encoder parts."""
+    def fuse(
+        self, tags: TagPair, loras: Mapping[str, HostLora], pair: Pair, te: bool, apart: bool
+    ) -> Fusion:
+        """Prepares a pair; ``loras`` by role; ``te``: with the text encoder parts; ``apart``: a
+        choice has the layers of one file too, behind the paired ones, which are applied in every
+        step else."""
 
     def follow(self, p: Any) -> None:
         """Before the first step of a batch of generation ``p``: sees to it that what will be
@@ -114,7 +122,7 @@ class Host(Protocol):
     def attach(self, fusion: Fusion, choice: np.ndarray) -> None:
         """Makes the fusion part of the host's current LoRAs, after all ``<lora:>``.
 
-        ``choice`` (a row of ``Plan.choice``) is what to begin with, unless the host still holds
+        ``choice`` (as in ``select``) is what to begin with, unless the host still holds
         another one.
         """
 
@@ -123,9 +131,10 @@ class Host(Protocol):
         and before each pass: what they have changed stays, with the fusion behind it."""
 
     def select(self, fusion: Fusion, choice: np.ndarray) -> None:
-        """Before a model call: layer i of the pair gets the LoRAs whose ``methods.BITS`` are in
-        ``choice[i]``, both in the order of the tags. Touches only what differs from what is applied
-        now. Raises KLoraError if the host samples with a model that does not have the fusion."""
+        """Before a model call: layer i of the pair (``Pair.paired``; with ``apart`` the
+        ``unpaired`` too) gets the LoRAs whose ``methods.BITS`` are in ``choice[i]``, both in the
+        order of the tags. Touches only what differs from what is applied now. Raises KLoraError if
+        the host samples with a model that does not have the fusion."""
 
     def check(self, fusion: Fusion) -> None:
         """After a model call: raises KLoraError if the fusion was not applied to all of its layers

@@ -29,6 +29,7 @@ class Model:
     def __init__(self, prefixes: Iterable[str], size: int = 8) -> None:
         _, names = common_names(prefixes)
         self.shapes = dict.fromkeys(names.values(), (size, size))
+        self.network = torch.nn.Identity()
 
 
 @dataclass(eq=False)
@@ -37,6 +38,7 @@ class FakeFusion:
     layers: tuple[str, ...]
     unpaired: dict[str, str]
     te: bool
+    apart: bool
     changed: dict[str, torch.Tensor]
     """What the content's file was loaded with in the place of its own."""
 
@@ -81,6 +83,9 @@ class FakeHost:
     def model(self) -> Model:
         return self.present
 
+    def network(self) -> torch.nn.Module:
+        return self.present.network
+
     def layers(self) -> dict[str, tuple[int, int]]:
         return self.present.shapes
 
@@ -115,13 +120,13 @@ class FakeHost:
         of_text = {x.prefix for x in layers.values() if x.prefix.startswith(self.of_text)}
         return HostLora(on_disk, names, shapes, frozenset(of_text), dict(tensors.changed))
 
-    def fuse(self, tags, loras, pair, te) -> FakeFusion:
+    def fuse(self, tags, loras, pair, te, apart) -> FakeFusion:
         self._record("fuse")
         assert set(loras) == {"content", "style"}
         assert loras["content"] is not loras["style"]
         layers = tuple(layer.name for layer in pair.paired)
         assert not loras["style"].parts
-        return FakeFusion(tags, layers, dict(pair.unpaired), te, loras["content"].parts)
+        return FakeFusion(tags, layers, dict(pair.unpaired), te, apart, loras["content"].parts)
 
     def follow(self, p) -> None:
         self._record("follow")
@@ -131,7 +136,7 @@ class FakeHost:
         self.began_with.append(choice)
         self._record("attach", fusion)
         if set(self.applied) != {*fusion.layers, *fusion.unpaired}:
-            self.applied = {**self._roles(fusion, choice), **fusion.unpaired}
+            self.applied = {**fusion.unpaired, **self._roles(fusion, choice)}
 
     def settle(self, fusion) -> None:
         assert fusion is self.attached, "settled without being attached"
@@ -163,13 +168,15 @@ class FakeHost:
 
     @staticmethod
     def _roles(fusion: FakeFusion, choice: np.ndarray) -> dict[str, str]:
-        """Layer → content, style, or the two in the order of the tags, as “style+content”."""
-        assert choice.shape == (len(fusion.layers),)
+        """Layer → content, style, the two in the order of the tags, as “style+content”, or nothing
+        for a layer that only the other file has."""
+        layers = (*fusion.layers, *(fusion.unpaired if fusion.apart else ()))
+        assert choice.shape == (len(layers),)
         assert choice.dtype == np.uint8
-        assert ((choice >= 1) & (choice <= 3)).all()
+        assert ((choice >= 1) & (choice <= 3))[: len(fusion.layers)].all()
         order = [tag.role for tag in fusion.tags.in_order()]
         roles = ("+".join(role for role in order if bits & BITS[role]) for bits in choice)
-        return dict(zip(fusion.layers, roles, strict=True))
+        return dict(zip(layers, roles, strict=True))
 
 
 class Processing:

@@ -18,12 +18,12 @@ from lib_klora.settings import Settings
 
 C, S = "content", "style"
 NAMES = (
-    "K-LoRA", "Direct merge", "LoRA Switch", "Fixed selection", "Random selection",
-    "Top-K without scale", "Without γ", "EST-LoRA", "B-LoRA", "NP-LoRA",
+    "K-LoRA", "Direct merge", "LoRA Switch", "LoRA Composite", "Fixed selection",
+    "Random selection", "Top-K without scale", "Without γ", "EST-LoRA", "B-LoRA", "NP-LoRA",
 )  # fmt: skip
 WITHOUT_SCORES = (
-    "Direct merge", "LoRA Switch", "Fixed selection", "Random selection", "B-LoRA",
-    "NP-LoRA",
+    "Direct merge", "LoRA Switch", "LoRA Composite", "Fixed selection", "Random selection",
+    "B-LoRA", "NP-LoRA",
 )  # fmt: skip
 STEPS = st.integers(1, 60)
 LAYERS = st.integers(1, 12)

@@ -1321,7 +1321,7 @@ def of(method, **settings) -> Settings:
 
 
 WITHOUT_SCORES = ["Direct merge", "LoRA Switch", "Fixed selection", "Random selection"]
-ANYWHERE = [name for name, method in METHODS.items() if method.blocks is None]
+ANYWHERE = [name for name, x in METHODS.items() if x.blocks is None and not x.apart]
 
 
 class TestMethods:

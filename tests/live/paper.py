@@ -191,10 +191,11 @@ class Choice:
     def other(self, method, i, scale, seed=0):
         """{layer: role} after `i` steps, by a method that the paper compares with; `scale` is S(t).
 
-        Role “both” is content and style added up; with NP-LoRA the content of `project`.
+        Role “both” is content and style added up; with NP-LoRA the content of `project`; with LoRA
+        Composite one after the other, within the step.
         """
         layers = sorted(self.top, key=lambda part: part.replace(".", "_"))
-        if method in ("Direct merge", "NP-LoRA"):
+        if method in ("Direct merge", "NP-LoRA", "LoRA Composite"):
             roles = ["both" for _ in layers]
         elif method == "LoRA Switch":
             roles = [("content", "style")[i % 2] for _ in layers]

@@ -267,6 +267,98 @@ def test_other_loras_apply_as_without_us(webui, expected):
             assert_weights(call["weights"], wanted, reading.other(method, i, None), base)
 
 
+# LoRA Composite -----------------------------------------------------------------------------------
+
+COMPOSITE = script(method="LoRA Composite")
+
+
+@pytest.mark.models(smoke="sd15$")
+def test_composite_gives_the_model_one_lora_at_a_time(webui, model, pair):
+    """All storage types: what the second prediction of each step has; its first one has what the
+    step before has left."""
+    reading, wanted, base = known_of(webui, pair)
+    result, calls = recorded(webui, prompt=tags(*pair), steps=STEPS, alwayson_scripts=COMPOSITE)
+    assert "method=LoRA Composite; files=" in result.infotexts[0]
+    assert "K-LoRA error" not in result.infotexts[0]
+    for i, call in enumerate(calls):
+        role = ("style", "content")[i % 2]
+        assert_weights(call["weights"], wanted, dict.fromkeys(reading.top, role), base)
+
+
+@pytest.mark.models("sd15$|sdxl$|flux$|z_image$", smoke="sd15$")
+@pytest.mark.usefixtures("captured")
+@pytest.mark.parametrize("order", ["content first", "style first"])
+def test_composite_is_the_mean_of_two_predictions(webui, model, pair, order):
+    """Captured weights copied in, without the host's LoRA code."""
+    webui.next(mean=["content", "style"])
+    wanted = webui.txt2img(steps=STEPS)
+    names = [f"<klora:{pair[0]}:1:content>", f"<klora:{pair[1]}:1:style>"]
+    if order == "style first":
+        names.reverse()
+    prompt = f"a cat {' '.join(names)}"
+    result = webui.txt2img(prompt=prompt, steps=STEPS, alwayson_scripts=COMPOSITE)
+    assert result.sha == wanted.sha
+    assert result.sha not in {
+        webui.txt2img(prompt=tags(*pair), steps=STEPS, alwayson_scripts=script(method=method)).sha
+        for method in ("Direct merge", "LoRA Switch")
+    }
+    webui.next(mean=["content", "content"])
+    alone = webui.txt2img(steps=STEPS)
+    assert alone.sha == webui.txt2img(prompt=f"a cat <lora:{pair[0]}:1>", steps=STEPS).sha
+
+
+@pytest.mark.parametrize(
+    ("content", "style"),
+    [("content_all", "style_all"), ("content_te", "style_te"), ("content_down", "style_up"),
+     ("content_lokr", "style_loha"), ("content_all", "style_dora"), ("content", "content")],
+)  # fmt: skip
+@pytest.mark.parametrize("weights", [(1, 1), (0.7, -0.4)])
+def test_composite_of_files_of_every_kind(webui, content, style, weights):
+    """All layers, layers of one file, biases; both are in the encoded text."""
+    pair = f"sd15_{content}", f"sd15_{style}"
+    for name, weight in zip(pair, weights, strict=True):
+        assert not webui.capture(f"{name} {weight}", f"a cat <lora:{name}:0:{weight}>").error
+    texts = " ".join(
+        f"<lora:{name}:{weight}:0>"
+        for name, weight in dict(zip(pair, weights, strict=True)).items()
+    )
+    if content == style:  # the host applies a file that is named twice only once
+        texts = ""
+    webui.next(mean=[f"{name} {weight}" for name, weight in zip(pair, weights, strict=True)])
+    wanted = webui.txt2img(prompt=f"a cat {texts}", steps=STEPS)
+    fields = script(method="LoRA Composite", layers="all", text_encoder=content != style)
+    prompt = tags(*(f"{name}:{weight}" for name, weight in zip(pair, weights, strict=True)))
+    result = webui.txt2img(prompt=prompt, steps=STEPS, alwayson_scripts=fields)
+    assert "K-LoRA error" not in result.infotexts[0]
+    assert result.sha == wanted.sha
+
+
+@pytest.mark.usefixtures("captured")
+def test_composite_in_every_pass_and_sampler(webui, model, pair):
+    for fields in (
+        {"sampler_name": "Heun"},
+        {"sampler_name": "DPM++ SDE"},
+        {"batch_size": 2, "n_iter": 2},
+        {"cfg_scale": 1},
+        {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.6, "hr_second_pass_steps": 3},
+    ):
+        webui.next(mean=["content", "style"])
+        wanted = webui.txt2img(steps=3, **fields)
+        result = webui.txt2img(prompt=tags(*pair), steps=3, alwayson_scripts=COMPOSITE, **fields)
+        assert result.sha == wanted.sha, fields
+
+
+def test_composite_beside_a_lora_of_the_hosts(webui):
+    other = "<lora:sd15_other:0.6>"
+    for role, name in zip(("one", "two"), PAIR, strict=True):
+        assert not webui.capture(role, f"a cat {other} <lora:{name}:1>").error
+    webui.next(mean=["one", "two"])
+    wanted = webui.txt2img(steps=STEPS)
+    prompt = f"{tags(*PAIR)} {other}"
+    result = webui.txt2img(prompt=prompt, steps=STEPS, alwayson_scripts=COMPOSITE)
+    assert result.sha == wanted.sha
+
+
 # B-LoRA -------------------------------------------------------------------------------------------
 
 BLOCKS = {"content": "output_blocks.0.1.", "style": "output_blocks.1.1."}
@@ -543,7 +635,7 @@ def test_methods_in_turn_leave_nothing_behind(webui):
                 assert webui.txt2img(steps=STEPS).sha == base
         return found
 
-    methods = ["K-LoRA", *METHODS, "NP-LoRA"]
+    methods = ["K-LoRA", *METHODS, "NP-LoRA", "LoRA Composite"]
     first = images(methods, between=True)
     assert len({*first.values(), base}) == len(methods) + 1
     assert first["Direct merge"] == both
@@ -552,7 +644,7 @@ def test_methods_in_turn_leave_nothing_behind(webui):
     assert webui.txt2img(steps=STEPS).sha == base
 
 
-@pytest.mark.parametrize("method", ["Direct merge", "LoRA Switch"])
+@pytest.mark.parametrize("method", ["Direct merge", "LoRA Switch", "LoRA Composite"])
 def test_an_image_that_ended_early_leaves_nothing_behind(webui, method):
     base = webui.txt2img(steps=STEPS).sha
     fields = dict(prompt=tags(*PAIR), steps=STEPS, alwayson_scripts=script(method=method))
@@ -569,7 +661,7 @@ def test_an_image_that_ended_early_leaves_nothing_behind(webui, method):
 # what the person is told --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["K-LoRA", *METHODS, "NP-LoRA"])
+@pytest.mark.parametrize("method", ["K-LoRA", *METHODS, "NP-LoRA", "LoRA Composite"])
 def test_the_plan_of_the_api(webui, expected, method):
     reading = expected[0]
     request = {"content": PAIR[0], "style": PAIR[1], "steps": STEPS}
@@ -591,7 +683,7 @@ def test_the_plan_of_the_api(webui, expected, method):
 @pytest.mark.parametrize(
     ("label", "name", "values", "more"),
     [
-        ("Method", "method", ["K-LoRA", *METHODS, "NP-LoRA"], {}),
+        ("Method", "method", ["K-LoRA", *METHODS, "NP-LoRA", "LoRA Composite"], {}),
         ("Selection seed", "seed", [0, 1, 2], {"method": "Random selection"}),
         ("Share at the start", "share_start", [100, 50], {"scale": "share"}),
         ("Share at the end", "share_end", [100, 0], {"scale": "share"}),

@@ -7,6 +7,8 @@ POST /klora-probe/next      what to do during the next image; every field may be
                             before model call STEP put captured layers into the model, with the
                             host's LoRA code left out; NAME "base" is the state before; LAYER may
                             end in [FIRST:END], these output rows only
+   "mean": [NAME, NAME],     every time that the UNet is called, call it with each of these captured
+                            states in all layers, and give out the mean
    "raise_at": STEP, "interrupt_at": STEP, "skip_at": STEP, "hr": false
                             end that model call (of the hires pass, if hr) in this way
    "merge_fails_after": [STEP, "memory" | "other"]
@@ -82,14 +84,17 @@ STATE = (
 # the UNet ---------------------------------------------------------------------------------------
 
 
-def layers():
-    """{dotted LDM name: module} of the UNet's linear and convolution layers."""
+def unet():
+    """The denoising network."""
     model = shared.sd_model
     if hasattr(model, "forge_objects"):
-        unet = model.forge_objects.unet.model.diffusion_model
-    else:
-        unet = model.model.diffusion_model
-    return {name: m for name, m in unet.named_modules() if type(m).__name__ in LAYERS}
+        return model.forge_objects.unet.model.diffusion_model
+    return model.model.diffusion_model
+
+
+def layers():
+    """{dotted LDM name: module} of the UNet's linear and convolution layers."""
+    return {name: m for name, m in unet().named_modules() if type(m).__name__ in LAYERS}
 
 
 def parameters(module):
@@ -278,9 +283,9 @@ def limit_memory(mib):
     loaded.model_load = load if mib is None else limited
     management.unload_all_models()
     # Neo would leave what an online LoRA was added by in the layers that are outside from now on.
-    unet = shared.sd_model.forge_objects.unet
-    for module in unet.model.modules():
-        inspect.getmodule(unet.partially_load).wipe_lowvram_weight(module)
+    patcher = shared.sd_model.forge_objects.unet
+    for module in patcher.model.modules():
+        inspect.getmodule(patcher.partially_load).wipe_lowvram_weight(module)
 
 
 def unload(share):
@@ -401,6 +406,7 @@ class Probe:
     def __init__(self):
         self.asked, self.doing = {}, {}
         self.captured, self.base = {}, None
+        self.without_mean = None
         self.calls, self.errors = [], []
         self.identities = None
         self.denoiser, self.nested = None, False
@@ -421,6 +427,9 @@ class Probe:
 
     def restore(self):
         """Undo the swaps."""
+        if self.without_mean is not None:
+            self.without_mean()
+            self.without_mean = None
         if self.base is not None:
             with torch.inference_mode():
                 for name, module in layers().items():
@@ -449,6 +458,8 @@ class Probe:
         self.calls.append(call)
         if self.nested:
             return
+        if self.doing.get("mean") and self.without_mean is None:
+            self.give_mean(self.doing["mean"])
         swaps = self.doing.get("hr_swap" if hires else "swap", {})
         self.swap(swaps.get(str(denoiser.step), {}))
         if hires != self.doing.get("hr", False):
@@ -477,10 +488,10 @@ class Probe:
             self.calls[-1]["touched"] = written = touched(before, now)
             self.calls[-1]["moved"] = [n for n in written if before[n][2] != now[n][2]]
             self.identities = now
-            unet = getattr(getattr(shared.sd_model, "forge_objects", None), "unet", None)
-            if unet is not None:
+            patcher = getattr(getattr(shared.sd_model, "forge_objects", None), "unet", None)
+            if patcher is not None:
                 self.calls[-1]["online"] = online_bytes()
-                self.calls[-1]["preserved"] = unet.extra_preserved_memory_during_sampling
+                self.calls[-1]["preserved"] = patcher.extra_preserved_memory_during_sampling
         if self.merging is not None:
             self.calls[-1]["merging"] = self.merging[:]
             self.merging.clear()
@@ -503,6 +514,28 @@ class Probe:
             rows = slice(int(first), int(end)) if end else slice(None)
             source = self.base if name == "base" else self.captured[name]
             (put if name == "base" else put_elsewhere)(found[layer], source[layer], rows)
+
+    def give_mean(self, names):
+        """Let the UNet give out the mean of what it predicts in these states."""
+        module = unet()
+        own = module.forward
+
+        def forward(*args, **kwargs):
+            total = 0
+            for name in names:
+                self.swap(dict.fromkeys(layers(), name))
+                total = total + own(*args, **kwargs)
+            return total / len(names)
+
+        def undo():
+            if "forward" in before:
+                module.forward = before["forward"]
+            else:
+                del module.forward
+
+        before = dict(vars(module))
+        module.forward = forward
+        self.without_mean = undo
 
     def make_nested(self, p, image):
         """The image after an img2img of it, made the way ADetailer makes it."""
@@ -644,8 +677,7 @@ def on_model_loaded(model):
     if hasattr(model, "forge_objects"):
         probe.denoiser = None
         gc.collect()
-        unet = model.forge_objects.unet.model.diffusion_model
-        kinds = {type(module) for module in unet.modules()}
+        kinds = {type(x) for x in model.forge_objects.unet.model.diffusion_model.modules()}
         probe.layers_in_memory = sum(type(thing) in kinds for thing in gc.get_objects())
 
 
