@@ -57,7 +57,7 @@ def states(page: Page, folder: Path, name: str, wanted: tuple[str, ...]) -> None
     page.number("steps", 30)
     page.prompt.fill(PAIR)
     page.part("preview").click()
-    page.wait_report("img.klora-map")
+    page.wait_report(".klora-map img")
     take("map")
     page.prompt.fill("a cat <klora:no_such_file> <klora:sd15_style>")
     page.part("preview").click()

@@ -16,6 +16,9 @@ each start, and numbers ours among the host's (``/lambda_1``). Gradio 3 does nei
 components describe themselves in another form."""
 UNLISTED = {"api_name": False} if _DESCRIBES_EVENTS else {}
 """For every event: keeps it out of that description."""
+AT_ONCE = {"queue": False, "show_progress": "hidden", **UNLISTED}
+"""For an event that is answered at once. Not through Gradio's queue: Gradio 3 never closes a
+connection that waits there when the page reloads, and Reload UI waits for it."""
 _FEW = 4
 """Words that are shown beside each other, as radio buttons."""
 

@@ -20,7 +20,7 @@ from ..texts import (
     not_cleared_sentence,
     to_html,
 )
-from .controls import UNLISTED, choice
+from .controls import AT_ONCE, choice
 from .report_html import notes_html
 
 _SECTION = ("klora", "K-LoRA")
@@ -130,13 +130,7 @@ class _CacheOption(shared.OptionHTML):
             shown = gr.HTML(value, elem_id=elem_id)
             clear = gr.Button(CLEAR_CACHE, elem_id="klora_clear_cache", size="sm")
             look = gr.Button("Look again", elem_id="klora_cache_size", visible=False)
-        at_once = {
-            "inputs": [],
-            "outputs": [shown],
-            "queue": False,
-            "show_progress": "hidden",
-            **UNLISTED,
-        }
+        at_once = {"inputs": [], "outputs": [shown], **AT_ONCE}
         clear.click(fn=self._clear, **at_once)
         look.click(fn=lambda: self.default, **at_once)
         return shown

@@ -14,7 +14,7 @@ from .. import infotext
 from ..settings import BY_NAME, FIELDS, NO_LORA, Field
 from ..texts import ADVANCED, DEFAULTS, OFF, PREVIEW
 from . import copies, pasting, preview
-from .controls import LORAS, UNLISTED, control, lora_choices, shown
+from .controls import AT_ONCE, LORAS, UNLISTED, control, lora_choices, shown
 from .options import default_values, own_defaults
 from .report_html import HINT, error_html, keep_maps, notes_html
 
@@ -125,9 +125,7 @@ class KLoraScript(scripts.Script):
             fn=new_choices,
             inputs=[known],
             outputs=[*pickers, known],
-            queue=False,
-            show_progress="hidden",
-            **UNLISTED,
+            **AT_ONCE,
         )
 
     def _offer_defaults(self, components: dict, button) -> None:
@@ -139,17 +137,14 @@ class KLoraScript(scripts.Script):
             fn=lambda: [shown(field) for field in fields],
             inputs=[],
             outputs=[components[field.name] for field in fields],
-            show_progress="hidden",
-            **UNLISTED,
+            **AT_ONCE,
         )
         own = gr.Button("Own defaults", elem_id=self.elem_id("own_defaults"), visible=False)
         own.click(
             fn=lambda: list(own_defaults().values()),
             inputs=[],
             outputs=[components[name] for name in own_defaults()],
-            queue=False,
-            show_progress="hidden",
-            **UNLISTED,
+            **AT_ONCE,
         )
 
     def _follow_generations(self, generation_info) -> None:
@@ -167,8 +162,7 @@ class KLoraScript(scripts.Script):
             fn=report_of,
             inputs=[generation_info, controls["enabled"], *(controls[name] for name in LORAS)],
             outputs=[self._report],
-            show_progress="hidden",
-            **UNLISTED,
+            **AT_ONCE,
         )
         names = [name for name in preview.components_read(tab) if name in self._host_components]
         self._preview_button.click(

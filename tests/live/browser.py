@@ -5,7 +5,7 @@ import json
 import os
 import re
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -264,5 +264,10 @@ class Page:
         return self.report.inner_text()
 
     def close(self):
-        """Closes the tab."""
+        """Closes the tab, once the server has answered it: of an event whose page has gone Gradio 3
+        forgets everything but the connection, and Reload UI waits for that without end."""
+        deadline = time.monotonic() + 10
+        with suppress(OSError):  # a test may have ended the server
+            while time.monotonic() < deadline and self.webui.get("/klora-probe/events") > 0:
+                self.page.wait_for_timeout(100)
         self.page.close()

@@ -348,6 +348,19 @@ def test_composite_in_every_pass_and_sampler(webui, model, pair):
         assert result.sha == wanted.sha, fields
 
 
+@pytest.mark.models("sd15$|sdxl$")
+@pytest.mark.needs("patchers")
+@pytest.mark.usefixtures("captured")
+def test_composite_with_a_controlnet(webui, model, pair):
+    """The UNet takes its tensors out of the lists that it is given, and is called twice."""
+    plain = webui.txt2img(prompt=tags(*pair), steps=3, alwayson_scripts=COMPOSITE)
+    webui.next(mean=["content", "style"], control=0.5)
+    wanted = webui.txt2img(steps=3)
+    webui.next(control=0.5)
+    result = webui.txt2img(prompt=tags(*pair), steps=3, alwayson_scripts=COMPOSITE)
+    assert result.sha == wanted.sha != plain.sha
+
+
 def test_composite_beside_a_lora_of_the_hosts(webui):
     other = "<lora:sd15_other:0.6>"
     for role, name in zip(("one", "two"), PAIR, strict=True):

@@ -9,6 +9,8 @@ POST /klora-probe/next      what to do during the next image; every field may be
                             end in [FIRST:END], these output rows only
    "mean": [NAME, NAME],     every time that the UNet is called, call it with each of these captured
                             states in all layers, and give out the mean
+   "control": NUMBER,        the Forges: hand the UNet a ControlNet's tensors, which add NUMBER to
+                            the middle block's output and to what the block behind it is given
    "raise_at": STEP, "interrupt_at": STEP, "skip_at": STEP, "hr": false
                             end that model call (of the hires pass, if hr) in this way
    "merge_fails_after": [STEP, "memory" | "other"]
@@ -406,7 +408,7 @@ class Probe:
     def __init__(self):
         self.asked, self.doing = {}, {}
         self.captured, self.base = {}, None
-        self.without_mean = None
+        self.undoing = []
         self.calls, self.errors = [], []
         self.identities = None
         self.denoiser, self.nested = None, False
@@ -427,9 +429,8 @@ class Probe:
 
     def restore(self):
         """Undo the swaps."""
-        if self.without_mean is not None:
-            self.without_mean()
-            self.without_mean = None
+        while self.undoing:
+            self.undoing.pop()()
         if self.base is not None:
             with torch.inference_mode():
                 for name, module in layers().items():
@@ -458,8 +459,11 @@ class Probe:
         self.calls.append(call)
         if self.nested:
             return
-        if self.doing.get("mean") and self.without_mean is None:
-            self.give_mean(self.doing["mean"])
+        if not self.undoing:
+            if "control" in self.doing:
+                self.put_in(shared.sd_model.forge_objects.unet.model, "apply_model", controlled)
+            if "mean" in self.doing:
+                self.put_in(unet(), "forward", self.mean_of)
         swaps = self.doing.get("hr_swap" if hires else "swap", {})
         self.swap(swaps.get(str(denoiser.step), {}))
         if hires != self.doing.get("hr", False):
@@ -515,27 +519,31 @@ class Probe:
             source = self.base if name == "base" else self.captured[name]
             (put if name == "base" else put_elsewhere)(found[layer], source[layer], rows)
 
-    def give_mean(self, names):
-        """Let the UNet give out the mean of what it predicts in these states."""
-        module = unet()
-        own = module.forward
-
-        def forward(*args, **kwargs):
-            total = 0
-            for name in names:
-                self.swap(dict.fromkeys(layers(), name))
-                total = total + own(*args, **kwargs)
-            return total / len(names)
+    def put_in(self, owner, name, around):
+        """Let an object's method be `around` of what it is, until the image is over."""
+        before = vars(owner).get(name)
+        setattr(owner, name, around(getattr(owner, name)))
 
         def undo():
-            if "forward" in before:
-                module.forward = before["forward"]
-            else:
-                del module.forward
+            delattr(owner, name)
+            if before is not None:
+                setattr(owner, name, before)
 
-        before = dict(vars(module))
-        module.forward = forward
-        self.without_mean = undo
+        self.undoing.append(undo)
+
+    def mean_of(self, predict):
+        """The mean of what the UNet predicts in each of the states that were asked for."""
+
+        def forward(*args, control=None, **kwargs):
+            total, names = 0, self.doing["mean"]
+            for name in names:
+                self.swap(dict.fromkeys(layers(), name))
+                if control is not None:
+                    kwargs["control"] = {place: found[:] for place, found in control.items()}
+                total = total + predict(*args, **kwargs)
+            return total / len(names)
+
+        return forward
 
     def make_nested(self, p, image):
         """The image after an img2img of it, made the way ADetailer makes it."""
@@ -572,6 +580,16 @@ class Probe:
 def stem(script):
     """The name of a script's file, without .py."""
     return re.split(r"[/\\]", script.filename)[-1].rpartition(".")[0]
+
+
+def controlled(apply_model):
+    """The same with a ControlNet's tensors, in lists of their own for each call."""
+
+    def apply(x, *args, control=None, **kwargs):
+        tensor = torch.full((1, 1, 1, 1), float(probe.doing["control"]), device=x.device)
+        return apply_model(x, *args, control={"middle": [tensor], "output": [tensor]}, **kwargs)
+
+    return apply
 
 
 def raise_in(module):
