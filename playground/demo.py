@@ -16,16 +16,19 @@ from PIL import Image, ImageDraw
 from lib_klora.picture import selection_map
 from lib_klora.plot import describe
 
-from . import world
 from .generate import Playground
-from .scores import Scores, score
+from .judges import Judges
+from .scores import COLUMNS, Scores
 from .sheet import INK, font, sheet
-from .ways import ALONE, DIRECT, K_LORA, K_LORA_STAR
+from .ways import ALONE, DIRECT, OURS
 
-WAYS = (*ALONE, DIRECT, K_LORA, K_LORA_STAR)
-PAIRS = tuple(zip(world.HELD_OUT_SUBJECTS, world.HELD_OUT_STYLES, strict=True))
+WAYS = (*ALONE, DIRECT, *OURS)
+PAIRS = (
+    ("strawberry", "streamline"), ("turtle", "fluent-3d"), ("rocket", "fluent-black"),
+    ("cactus", "streamline"), ("crown", "fluent-3d"),
+)  # fmt: skip
 SEEDS = (0, 1, 2, 3)
-DRAWN = "as we would draw it"
+TRUTH = "the true picture"
 _CAPTION = 30
 
 _PAGE = """<!doctype html>
@@ -38,10 +41,10 @@ table {{ border-collapse: collapse }} td, th {{ padding: .2rem .8rem; text-align
 td:first-child, th:first-child {{ text-align: left }} tr + tr {{ border-top: 1px solid #ccc }}
 </style>
 <h1>K-LoRA playground</h1>
-<p>A small diffusion model that has never seen these subjects and styles; one LoRA teaches a
-subject from five plain pictures, another a style from sixteen pictures of other things. Each
-column is a seed. The map shows which LoRA each attention layer (from top to bottom) gets at each
-step (from left to right).</p>
+<p>A small diffusion model of emoji that has never seen these things and these sets. One LoRA
+teaches a thing from its one drawing in another set, one teaches a set from sixteen other things.
+Their true picture exists: it is above each. Each column is a seed. The map shows which LoRA each
+attention layer (from top to bottom) gets at each step (from left to right).</p>
 {table}
 {pairs}
 </html>
@@ -56,7 +59,7 @@ def main() -> None:
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    playground = Playground()
+    playground, judges = Playground(), Judges.load()
     pairs = PAIRS[: arguments.pairs]
     blocks, maps, scores = [], [], {way.name: [] for way in WAYS}
     pictures: dict[str, list[np.ndarray]] = {way.name: [] for way in WAYS}
@@ -68,22 +71,22 @@ def main() -> None:
                 way.prompt(content, style), SEEDS, way.settings, way.steps
             )
             pictures[way.name].append(made)
-            scores[way.name].append(score(made, content, style))
-            if way in (K_LORA, K_LORA_STAR):
+            scores[way.name].append(judges.score(made, content, style))
+            if way in OURS:
                 file = f"{content}-{style}-{way.settings.scale.replace('*', '-star')}.png"
                 plan, pair = report.passes[-1].plan, report.passes[-1].pair
                 maps.append(selection_map(plan, pair))
                 maps[-1].save(out / file)
                 maps_here.append((way.name, file, describe(plan, pair)))
-        lines = [(DRAWN, _drawn(content, style)), *((n, p[-1]) for n, p in pictures.items())]
+        lines = [(TRUTH, judges.true[style, content][None])]
+        lines += [(name, made[-1]) for name, made in pictures.items()]
         file = f"{content}-{style}.png"
         sheet(lines).save(out / file)
         blocks.append(_pair_html(content, style, file, maps_here))
-    _overview(pairs, pictures, maps[:2]).quantize(256).save(out / "demo.png", optimize=True)
-    table = [
-        (name, Scores(*(np.stack(column) for column in zip(*rows, strict=True))))
-        for name, rows in scores.items()
-    ]
+    _overview(judges, pairs, pictures, maps[: len(OURS)]).quantize(256).save(
+        out / "demo.png", optimize=True
+    )
+    table = [(name, Scores.of(rows)) for name, rows in scores.items()]
     print(_text_table(table))
     page = out / "index.html"
     page.write_text(
@@ -92,53 +95,50 @@ def main() -> None:
     print(f"{time.monotonic() - started:.0f} s. Open {page.resolve().as_uri()}")
 
 
-def _drawn(content: str, style: str) -> np.ndarray:
-    """What the pictures should look like, uint8 [seeds, SIZE, SIZE, 3]."""
-    drawn = [
-        world.draw(content, style, world.Context(), np.random.default_rng(seed)) for seed in SEEDS
-    ]
-    return np.stack(drawn)
-
-
-def _overview(pairs, pictures: dict[str, list[np.ndarray]], maps: list[Image.Image]) -> Image.Image:
-    """Two seeds of every pair in every way, and below them the first pair's maps for S and S*."""
+def _overview(
+    judges: Judges, pairs, pictures: dict[str, list[np.ndarray]], maps: list[Image.Image]
+) -> Image.Image:
+    """The truth, and two seeds of every pair in every way; below them the first pair's maps."""
     columns = [words for pair in pairs for words in (f"{pair[0]} ×", pair[1])]
-    rows = [(DRAWN, np.concatenate([_drawn(*pair)[:2] for pair in pairs]))]
+    true = [judges.true[style, thing] for thing, style in pairs for _ in range(2)]
+    rows = [(TRUTH, np.stack(true))]
     rows += [(name, np.concatenate([p[:2] for p in made])) for name, made in pictures.items()]
     above = sheet(rows, columns)
-    width = above.width // 2
+    width = above.width // len(maps)
     maps = [m.resize((width - 8, round(m.height * (width - 8) / m.width))) for m in maps]
     whole = Image.new("RGB", (above.width, above.height + _CAPTION + maps[0].height), "white")
     whole.paste(above, (0, 0))
     pen = ImageDraw.Draw(whole)
-    for i, (scale, picture) in enumerate(zip(("S", "S*"), maps, strict=True)):
-        words = f"{pairs[0][0]} × {pairs[0][1]}, {scale}: which LoRA each layer gets at each step"
+    for i, (way, picture) in enumerate(zip(OURS, maps, strict=True)):
+        words = f"{way.name}: which LoRA each layer gets at each step"
         pen.text((6 + i * width, above.height + 8), words, INK, font())
         whole.paste(picture, (i * width, above.height + _CAPTION))
     return whole
 
 
-_COLUMNS = (("subject", "subject"), ("style", "style"), ("agree", "both"))
-"""Attribute of ``Scores``, and what it is called here."""
-
-
 def _percent(table: list[tuple[str, Scores]]) -> list[tuple[str, list[str]]]:
     return [
-        (name, [f"{100 * getattr(scores, column).mean():.0f} %" for column, _ in _COLUMNS])
+        (name, [f"{100 * getattr(scores, column).mean():.0f} %" for column in COLUMNS])
         for name, scores in table
     ]
 
 
 def _text_table(table: list[tuple[str, Scores]]) -> str:
-    lines = [f"{'':24}" + "".join(f"{word:>10}" for _, word in _COLUMNS)]
+    lines = [f"{'':24}" + "".join(f"{word:>10}" for word in COLUMNS)]
     lines += [
         f"{name:24}" + "".join(f"{cell:>10}" for cell in row) for name, row in _percent(table)
     ]
-    return "\n".join([*lines, "subject, style: what the judges see of it; both: shows both."])
+    return "\n".join(
+        [
+            *lines,
+            "subject, style, both: pictures in which the judges name the thing, the set, both;",
+            "truth, palette, silhouette: likeness to the true picture.",
+        ]
+    )
 
 
 def _html_table(table: list[tuple[str, Scores]]) -> str:
-    head = "".join(f"<th>{word}</th>" for _, word in _COLUMNS)
+    head = "".join(f"<th>{word}</th>" for word in COLUMNS)
     body = "".join(
         f"<tr><td>{html.escape(name)}</td>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
         for name, row in _percent(table)

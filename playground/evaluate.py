@@ -22,21 +22,30 @@ import matplotlib
 import numpy as np
 import torch
 
-from . import judges, world
-from .generate import Playground, strengthened
+from . import world
+from .generate import Playground, altered
+from .judges import Judges, silhouette_iou
 from .model import WEIGHTS
-from .scores import COLUMNS, PAIRS, SEEDS, Scores, Way, interval, judge, score
+from .real_files import OUT as REAL_FILES
+from .scores import COLUMNS, PAIRS, SEEDS, Scores, Way, interval, judge, p_value
 from .sheet import sheet
 from .ways import (
     ALPHAS,
     BETAS,
     DIRECT,
+    ENDS,
+    FEWER_LAYERS,
+    FEWER_STEPS,
     GAMMAS,
     GRID,
     K_LORA,
-    K_LORA_STAR,
+    KEPT,
     METHOD_WAYS,
     MULTIPLIERS,
+    OURS,
+    PARTS,
+    SHARES,
+    STARTS,
     STEP_COUNTS,
     STRENGTHS,
     STRONG,
@@ -50,13 +59,17 @@ TEMPLATE = Path(__file__).parent / "evaluation.md"
 TITLES = {
     "subject": "subject",
     "style": "style",
-    "both": "subject × style",
-    "agree": "both named",
+    "both": "both named",
+    "truth": "truth",
     "palette": "palette",
     "silhouette": "silhouette",
 }
-SHOWN_PAIRS = (("cat", "lava"), ("mushroom", "disco"), ("rocket", "stamp"), ("mug", "crayon"),
-               ("umbrella", "mosaic"))  # fmt: skip
+SHOWN_PAIRS = (
+    ("strawberry", "streamline"), ("turtle", "fluent-3d"), ("rocket", "fluent-black"),
+    ("elephant", "streamline"), ("crown", "fluent-3d"), ("tulip", "fluent-black"),
+)  # fmt: skip
+FEW_PAIRS = tuple((c, world.STYLES[i % len(world.STYLES)]) for i, c in enumerate(world.SUBJECTS))
+"""For one LoRA alone: every thing, every set a few times."""
 
 
 def main() -> None:
@@ -72,19 +85,30 @@ def main() -> None:
         "steps": tuple(STEP_COUNTS.values()),
         "gamma": tuple(GAMMAS.values()),
         "strength": tuple(STRENGTHS.values()),
+        "shares": tuple(SHARES.values()),
+        "layers": tuple(FEWER_LAYERS.values()),
+        "parts": tuple(FEWER_STEPS.values()),
     }
     done = _measure({_nameless(way) for ways in groups.values() for way in ways}, seeds)
     tables = {
         name: [(way.name, done[_nameless(way)][0]) for way in ways] for name, ways in groups.items()
     }
-    drawn = [("drawn, not generated", _drawn_scores(seeds))]
+    drawn = [("the true pictures", _true_scores())]
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    blocks = {name: _markdown(table) for name, table in tables.items() if name != "grid"}
+    blocks = {name: _markdown(tables[name]) for name in ("top_k", "steps", "gamma", "strength")}
     blocks["methods"] = _markdown([*drawn, *tables["methods"]])
-    blocks["grid"] = _grid_markdown(dict(tables["grid"]))
+    blocks["grid"] = _grid_markdown(
+        dict(tables["grid"]), GRID, down=("α", ALPHAS), across=("β", BETAS)
+    )
+    blocks["shares"] = _grid_markdown(
+        dict(tables["shares"]), SHARES, down=("start", STARTS), across=("end", ENDS)
+    )
+    blocks["real"] = REAL_FILES.read_text(encoding="utf-8").strip()
+    blocks["significance"] = _significance_markdown(dict(tables["methods"]))
     blocks["pairs"] = _pairs_markdown(dict(tables["methods"]))
     blocks["about"] = _about(Playground(), len(seeds), time.monotonic() - started)
+    _validity(dict(tables["layers"]), dict(tables["parts"]), out / "evaluation-validity.png")
     _figure(tables["methods"], out / "evaluation-methods.png")
     shown = [(way, done[_nameless(way)][1]) for way in METHOD_WAYS]
     _pictures(shown).quantize(256).save(out / "evaluation-pictures.png", optimize=True)
@@ -116,29 +140,26 @@ def _measure(ways: set[Way], seeds: Sequence[int]) -> dict[Way, tuple[Scores, di
 
 def _measure_one(job: tuple[Way, Sequence[int]]) -> tuple[Scores, dict]:
     way, seeds = job
-    return judge(_playground(way.strong), way, PAIRS, seeds)
+    few = way.kept != 1 or way.lora_between != (0, 1)
+    return judge(_playground(way.strong, way.kept), way, FEW_PAIRS if few else PAIRS, seeds)
 
 
 @cache
-def _playground(strong: str) -> Playground:
-    """With the LoRAs of one role ``STRONG`` times as strong, or as they are."""
-    if not strong:
+def _playground(strong: str, kept: float) -> Playground:
+    """With the LoRAs as they are, or with altered ones."""
+    if not strong and kept == 1:
         return Playground()
-    names = {"content": world.HELD_OUT_SUBJECTS, "style": world.HELD_OUT_STYLES}[strong]
-    folder = Path(f"build/playground/strong-{strong}-{os.getpid()}")
-    return Playground(folder=strengthened(STRONG, names, folder))
+    names = {"content": world.SUBJECTS, "style": world.STYLES}
+    folder = Path(f"build/playground/altered-{strong}-{kept}-{os.getpid()}")
+    if strong:
+        return Playground(folder=altered(names[strong], folder, factor=STRONG))
+    return Playground(folder=altered([*world.SUBJECTS, *world.STYLES], folder, kept=kept))
 
 
-def _drawn_scores(seeds: Sequence[int]) -> Scores:
-    """What drawn pictures of the pairs get: as good as it can be."""
-    rows = []
-    for content, style in PAIRS:
-        pictures = [
-            world.draw(content, style, world.Context(), np.random.default_rng(10_000 + seed))
-            for seed in seeds
-        ]
-        rows.append(score(np.stack(pictures), content, style))
-    return Scores(*(np.stack(column) for column in zip(*rows, strict=True)))
+def _true_scores() -> Scores:
+    """What the true pictures get: as good as it can be."""
+    judges = Judges.load()
+    return Scores.of(judges.score(judges.true[s, c][None], c, s) for c, s in PAIRS)
 
 
 def _cell(values: np.ndarray) -> str:
@@ -153,48 +174,66 @@ def _markdown(table: list[tuple[str, Scores]]) -> str:
     return "\n".join(lines)
 
 
-def _grid_markdown(table: dict[str, Scores]) -> str:
-    lines = ["| both named | " + " | ".join(f"β = {b:g}" for b in BETAS) + " |"]
-    lines.append("|---" + "|--:" * len(BETAS) + "|")
-    for alpha in ALPHAS:
-        cells = [_cell(table[GRID[alpha, beta].name].agree) for beta in BETAS]
-        lines.append(f"| α = {alpha:g} | " + " | ".join(cells) + " |")
+def _grid_markdown(table: dict[str, Scores], ways, *, down: tuple, across: tuple) -> str:
+    """``down`` and ``across``: the name of a setting, and its values."""
+    (down, rows), (across, columns) = down, across
+    lines = ["| both named | " + " | ".join(f"{across} = {x:g}" for x in columns) + " |"]
+    lines.append("|---" + "|--:" * len(columns) + "|")
+    for y in rows:
+        cells = [_cell(table[ways[y, x].name].both) for x in columns]
+        lines.append(f"| {down} = {y:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _pairs_markdown(table: dict[str, Scores]) -> str:
-    """Of each pair, how often both are named: K-LoRA (S) and the plain merge."""
-    lines = ["| both named | " + " | ".join(world.HELD_OUT_STYLES) + " |"]
-    lines.append("|---" + "|--:" * len(world.HELD_OUT_STYLES) + "|")
-    ours, plain = table[K_LORA.name].agree.mean(1), table[DIRECT.name].agree.mean(1)
-    for content in world.HELD_OUT_SUBJECTS:
-        cells = []
-        for style in world.HELD_OUT_STYLES:
-            i = PAIRS.index((content, style))
-            cells.append(f"{100 * ours[i]:.0f} / {100 * plain[i]:.0f}")
+    """Of each pair, how often both are named: the plain merge and ours."""
+    lines = ["| both named | " + " | ".join(world.STYLES) + " |"]
+    lines.append("|---" + "|--:" * len(world.STYLES) + "|")
+    means = [table[way.name].both.mean(1) for way in (DIRECT, *OURS)]
+    for content in world.SUBJECTS:
+        pairs = [PAIRS.index((content, style)) for style in world.STYLES]
+        cells = [" / ".join(f"{100 * mean[i]:.0f}" for mean in means) for i in pairs]
         lines.append(f"| {content} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def _significance_markdown(table: dict[str, Scores]) -> str:
+    """Differences to the plain merge, and whether they are more than chance."""
+    lines = ["| minus Direct merge 1:1 | both named | p | truth | p |", "|---" + "|--:" * 4 + "|"]
+    for name, scores in table.items():
+        if name == DIRECT.name:
+            continue
+        cells = []
+        for column in ("both", "truth"):
+            own, plain = getattr(scores, column), getattr(table[DIRECT.name], column)
+            p = p_value(own, plain)
+            cells += [f"{100 * (own - plain).mean():+.1f}", f"{p:.3f}" if p >= 0.001 else "< 0.001"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _about(playground: Playground, seeds: int, seconds: float) -> str:
-    accuracy = json.loads((WEIGHTS / "judges.json").read_text())
-    gammas = []
+    right = json.loads((WEIGHTS / "judges.json").read_text())
+    judges, gammas = Judges.load(), []
     for content, style in PAIRS:
         _, report = playground.generate(K_LORA.prompt(content, style), [0], K_LORA.settings, 1)
         gammas.append(report.passes[-1].plan.gamma)
-    right = [
-        max(judges.SUBJECTS, key=lambda s: judges.silhouette_iou(picture, s)) == content
+    outlines = [
+        max(world.SUBJECTS, key=lambda c: silhouette_iou(
+            judges.true[style, content], judges.true[world.CONTENT_SET, c])) == content
         for content, style in PAIRS
-        for picture in [world.draw(content, style, world.Context(), np.random.default_rng(77))]
-    ]
+    ]  # fmt: skip
     return "\n".join(
         [
             f"- {len(PAIRS)} pairs × {seeds} seeds = {len(PAIRS) * seeds} pictures for each line; "
             f"{seconds / 60:.0f} minutes in all.",
-            f"- Judges on 2000 drawn pictures that they had not seen: subject "
-            f"{100 * accuracy['subject']:.1f} %, style {100 * accuracy['style']:.1f} % right. The "
-            f"silhouette alone finds the right one of {len(judges.SUBJECTS)} subjects in "
-            f"{100 * np.mean(right):.0f} % of drawn pictures.",
+            f"- The judges on what they were not fitted to: the right one of "
+            f"{len(judges.subject.classes)} things in a set that was left out "
+            + _each(right, "subject")
+            + f"; the right one of {len(judges.style.classes)} sets for things that were left out "
+            + _each(right, "style")
+            + f". The silhouette alone finds the right one of the {len(world.SUBJECTS)} held-out "
+            f"things from another set for {100 * np.mean(outlines):.0f} % of the true pictures.",
             f"- γ of the pairs: {min(gammas):.2f} to {max(gammas):.2f}, median "
             f"{np.median(gammas):.2f}.",
             f"- PyTorch {torch.__version__}, diffusers {diffusers.__version__}, Python "
@@ -203,12 +242,43 @@ def _about(playground: Playground, seeds: int, seconds: float) -> str:
     )
 
 
+def _each(right: dict[str, float], kind: str) -> str:
+    return ", ".join(f"{100 * right[f'{kind}, {s}']:.0f} % ({s})" for s in world.STYLES)
+
+
+def _validity(layers: dict[str, Scores], parts: dict[str, Scores], path: Path) -> None:
+    """The paper's two findings in this world: what is left of one LoRA's effect with a part of its
+    layers, and with a part of the steps."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    for role, colour in (("content", "#0072b2"), ("style", "#e69f00")):
+        column = {"content": "subject", "style": "style"}[role]
+        whole = layers[FEWER_LAYERS[role, 1.0].name]
+
+        def effect(scores: Scores, column: str = column, whole: Scores = whole) -> float:
+            return 100 * getattr(scores, column).mean() / max(getattr(whole, column).mean(), 1e-9)
+
+        y = [effect(layers[FEWER_LAYERS[role, kept].name]) for kept in KEPT]
+        left.plot([100 * kept for kept in KEPT], y, "o-", color=colour, label=f"{role} LoRA")
+        y = [effect(parts[FEWER_STEPS[role, part].name]) for part in PARTS]
+        right.plot(list(PARTS), y, "o-", color=colour, label=f"{role} LoRA")
+    left.set(xlabel="% of the LoRA's layers, at random", ylabel="% of what it does with all")
+    right.set(xlabel="steps in which the LoRA is there", ylabel="% of what it does in all")
+    right.tick_params("x", rotation=25)
+    for axes in (left, right):
+        axes.set(ylim=(-3, 110))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
 def _figure(table: list[tuple[str, Scores]], path: Path) -> None:
     """Subject against style, as in the paper's comparisons: the best are in the upper right."""
     figure, axes = plt.subplots(figsize=(7.5, 6))
     for name, scores in table:
         x, y = scores.subject, scores.style
-        ours = name in (K_LORA.name, K_LORA_STAR.name)
+        ours = name in [way.name for way in OURS]
         error = [[[abs(100 * (v.mean() - edge))] for edge in interval(v)] for v in (x, y)]
         axes.errorbar(
             100 * x.mean(), 100 * y.mean(), xerr=error[0], yerr=error[1], fmt="o",
@@ -222,7 +292,7 @@ def _figure(table: list[tuple[str, Scores]], path: Path) -> None:
             fontsize=9,
             weight="bold" if ours else "normal",
         )
-    axes.set(xlabel="subject score, %", ylabel="style score, %", xlim=(-3, 108), ylim=(-3, 106))
+    axes.set(xlabel="subject named, %", ylabel="style named, %", xlim=(-3, 108), ylim=(-3, 106))
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
@@ -230,12 +300,8 @@ def _figure(table: list[tuple[str, Scores]], path: Path) -> None:
 
 
 def _pictures(shown: list[tuple[Way, dict]]):
-    drawn = [
-        world.draw(content, style, world.Context(), np.random.default_rng(1))
-        for content, style in SHOWN_PAIRS
-        for _ in range(2)
-    ]
-    rows = [("drawn", np.stack(drawn))]
+    true = Judges.load().true
+    rows = [("the true pictures", np.stack([true[s, c] for c, s in SHOWN_PAIRS for _ in range(2)]))]
     rows += [
         (way.name, np.concatenate([pictures[pair][:2] for pair in SHOWN_PAIRS]))
         for way, pictures in shown

@@ -27,8 +27,9 @@ STEPS = 20
 _TAG = re.compile(r"<(lora|klora):([^>]*)>")
 
 
-def strengthened(factor: float, names: Sequence[str], folder: Path) -> Path:
-    """Copies of the LoRAs, in ``folder``; those of ``names`` with a ΔW ``factor`` times as large.
+def altered(names: Sequence[str], folder: Path, *, factor: float = 1, kept: float = 1) -> Path:
+    """Copies of the LoRAs, in ``folder``; those of ``names`` with a ΔW ``factor`` times as large,
+    and with the part ``kept`` of their layers, drawn at random.
 
     At 1 / ``factor`` as its weight such a LoRA does what it did before, but a comparison of two
     files sees it: that is what γ is for.
@@ -37,7 +38,14 @@ def strengthened(factor: float, names: Sequence[str], folder: Path) -> Path:
     for path in (WEIGHTS / "loras").glob("*.safetensors"):
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
         if path.stem in names:
-            tensors = {k: v * factor if "lora_B" in k else v for k, v in tensors.items()}
+            layers = sorted({name.partition(".lora_")[0] for name in tensors})
+            draw = np.random.default_rng(list(path.stem.encode()))
+            left = set(draw.permutation(layers)[: round(kept * len(layers))])
+            tensors = {
+                k: v * factor if "lora_B" in k else v
+                for k, v in tensors.items()
+                if k.partition(".lora_")[0] in left
+            }
         save_file(tensors, folder / path.name)
     return folder
 
@@ -69,18 +77,20 @@ class Playground:
         seeds: Sequence[int],
         settings: Settings | None = None,
         steps: int = STEPS,
+        lora_between: tuple[float, float] = (0, 1),
     ) -> tuple[np.ndarray, Report]:
         """A picture for each seed, uint8 [seeds, SIZE, SIZE, 3], and what K-LoRA did.
 
-        ``prompt`` may have ``<lora:NAME:WEIGHT>`` and two ``<klora:…>`` tags.
+        ``prompt`` may have ``<lora:NAME:WEIGHT>`` and two ``<klora:…>`` tags; what the former name
+        is there in the part ``lora_between`` of the steps.
         Raises KLoraError where a WebUI would show the sentence and go on without K-LoRA.
         """
         tags = [(kind, items.split(":")) for kind, items in _TAG.findall(prompt)]
         words = " ".join(_TAG.sub("", prompt).split())
         p = Generation(prompt)
-        self.host.use_loras(
-            [(name, float(*weight or "1")) for kind, (name, *weight) in tags if kind == "lora"]
-        )
+        loras = [(name, float(*weight or "1")) for kind, (name, *weight) in tags if kind == "lora"]
+        first, last = (round(part * steps) for part in lora_between)
+        self.host.use_loras(loras if first == 0 else [])
         self.session.activate(
             p,
             [items for kind, items in tags if kind == "klora"],
@@ -88,6 +98,8 @@ class Playground:
         )
 
         def before_step(call: int) -> None:
+            if call in (first, last) and call != 0:
+                self.host.use_loras(loras if call == first else [])
             self.session.before_model_call(partial(Pass, call, steps, 0.0))
 
         try:

@@ -6,66 +6,64 @@ as a latent diffusion model would, without an autoencoder. The UNet predicts the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
-from . import world
+from .world import SIZE
 
 PATCH = 4
 WEIGHTS = Path(__file__).parent / "weights"
 TRAIN_STEPS = 1000
 """Noise levels that the model knows."""
 
-ANY_SUBJECT, ANY_STYLE, PLAIN = "shape", "art", "plain"
-"""The words for any subject and any style, and for pictures without a style."""
+ANY_SUBJECT, ANY_STYLE = "thing", "drawing"
+"""The words for any subject and any style."""
 NEW_SUBJECT, NEW_STYLE = "sks", "zwx"
 """Rare words that mean nothing to the base model; a LoRA gives them their meaning."""
-VOCABULARY = (
-    "", "one", "two", *world.SIZES, *world.POSITIONS, *world.SETTINGS, ANY_SUBJECT, NEW_SUBJECT,
-    *world.BASE_SUBJECTS, ANY_STYLE, NEW_STYLE, *world.BASE_STYLES,
-)  # fmt: skip
-WORDS = 8
+WORDS = 4
 """Length of a prompt in words; shorter ones are filled up."""
 _WIDTH = 64
 
 
 class TextEncoder(nn.Module):
-    """One learnt vector for each word and one for each place: [batch, WORDS] → [.., _WIDTH]."""
+    """One learnt vector for each word and one for each place: prompts → [batch, WORDS, _WIDTH].
 
-    def __init__(self) -> None:
+    Raises KeyError for a word unknown to the model.
+    """
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
         super().__init__()
-        self.word = nn.Embedding(len(VOCABULARY), _WIDTH)
+        self.vocabulary = tuple(vocabulary)
+        self._numbers = {word: i for i, word in enumerate(self.vocabulary)}
+        self.word = nn.Embedding(len(self.vocabulary), _WIDTH)
         self.place = nn.Embedding(WORDS, _WIDTH)
         self.norm = nn.LayerNorm(_WIDTH)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, prompts: Sequence[str]) -> torch.Tensor:
+        rows = [[self._numbers[word] for word in prompt.split()] for prompt in prompts]
+        tokens = torch.tensor([row + [self._numbers[""]] * (WORDS - len(row)) for row in rows])
         return self.norm(self.word(tokens) + self.place.weight)
 
 
-def tokens(prompts: Sequence[str]) -> torch.Tensor:
-    """Word numbers, int64 [batch, WORDS]. Raises KeyError for a word unknown to the model."""
-    numbers = {word: i for i, word in enumerate(VOCABULARY)}
-    rows = [[numbers[word] for word in prompt.split()] for prompt in prompts]
-    return torch.tensor([row + [0] * (WORDS - len(row)) for row in rows])
-
-
 def new_unet() -> UNet2DConditionModel:
-    """Seven transformers with 56 attention projections; called through ``predict``."""
+    """Ten transformers with 80 attention projections; called through ``predict``."""
     channels = 3 * PATCH**2
     return UNet2DConditionModel(
-        sample_size=world.SIZE // PATCH,
+        sample_size=SIZE // PATCH,
         in_channels=channels + 2,  # and where the place is
         out_channels=channels,
         layers_per_block=1,
-        block_out_channels=(64, 96),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        block_out_channels=(64, 96, 96),
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=_WIDTH,
         attention_head_dim=2,
         norm_num_groups=16,
@@ -73,7 +71,7 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def scheduler() -> DDIMScheduler:
-    """Ends in pure noise (zero terminal SNR), so that a style's ground colour can be reached."""
+    """Begins in pure noise (zero terminal SNR), so that every ground colour can be reached."""
     return DDIMScheduler(
         num_train_timesteps=TRAIN_STEPS,
         beta_schedule="squaredcos_cap_v2",
@@ -96,15 +94,20 @@ def predict(
     return unet(torch.cat([x, places], 1), t, words).sample
 
 
-def to_patches(pictures: np.ndarray) -> torch.Tensor:
-    """uint8 [batch, SIZE, SIZE, 3] → float32 [batch, 3·PATCH², SIZE/PATCH, SIZE/PATCH], -1..1."""
-    pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float()
-    return torch.pixel_unshuffle(pixels / 127.5 - 1, PATCH)
+def to_patches(pictures: torch.Tensor) -> torch.Tensor:
+    """float [batch, 3, SIZE, SIZE] → [batch, 3·PATCH², SIZE/PATCH, SIZE/PATCH], both -1..1."""
+    return torch.pixel_unshuffle(pictures, PATCH)
 
 
 def to_pictures(patches: torch.Tensor) -> np.ndarray:
-    """The inverse of ``to_patches``; values beyond -1..1 are clipped."""
-    pixels = torch.pixel_shuffle(patches, PATCH).clamp(-1, 1).add(1).mul(127.5).round()
+    """The inverse of ``to_patches``, as uint8 [batch, SIZE, SIZE, 3]."""
+    return to_uint8(torch.pixel_shuffle(patches, PATCH))
+
+
+def to_uint8(pictures: torch.Tensor) -> np.ndarray:
+    """float [batch, 3, SIZE, SIZE], -1..1 → uint8 [batch, SIZE, SIZE, 3]; values beyond are
+    clipped."""
+    pixels = pictures.clamp(-1, 1).add(1).mul(127.5).round()
     return pixels.permute(0, 2, 3, 1).to(torch.uint8).numpy()
 
 
@@ -116,8 +119,10 @@ class Model:
 
     @classmethod
     def load(cls, path: Path = WEIGHTS / "model.safetensors") -> Model:
-        unet, text_encoder = new_unet(), TextEncoder()
-        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+        with safe_open(path, "pt") as file:
+            vocabulary = json.loads(file.metadata()["vocabulary"])
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        unet, text_encoder = new_unet(), TextEncoder(vocabulary)
         for prefix, part in (("unet.", unet), ("text_encoder.", text_encoder)):
             part.load_state_dict(
                 {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -128,7 +133,10 @@ class Model:
         tensors = {f"unet.{k}": v for k, v in self.unet.state_dict().items()}
         tensors |= {f"text_encoder.{k}": v for k, v in self.text_encoder.state_dict().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.half().contiguous() for k, v in tensors.items()}, path)
+        save_file(
+            {k: v.half().contiguous() for k, v in tensors.items()}, path,
+            {"vocabulary": json.dumps(self.text_encoder.vocabulary)},
+        )  # fmt: skip
 
     @torch.no_grad()
     def sample(
@@ -146,14 +154,14 @@ class Model:
         """
         plan = scheduler()
         plan.set_timesteps(steps)
-        side = world.SIZE // PATCH
+        side = SIZE // PATCH
         x = torch.stack(
             [
                 torch.randn(3 * PATCH**2, side, side, generator=torch.Generator().manual_seed(seed))
                 for seed in seeds
             ]
         )
-        words = self.text_encoder(tokens([*prompts, *[""] * len(prompts)]))
+        words = self.text_encoder([*prompts, *[""] * len(prompts)])
         for i, t in enumerate(plan.timesteps):
             if before_step is not None:
                 before_step(i)

@@ -1,4 +1,4 @@
-"""A way to fuse → pictures of every held-out subject in every held-out style → scores."""
+"""A way to fuse → pictures of every held-out thing in every held-out set → scores."""
 
 from __future__ import annotations
 
@@ -9,27 +9,35 @@ import numpy as np
 
 from lib_klora.settings import Settings
 
-from . import judges, world
+from . import world
 from .generate import STEPS, Playground
-from .model import ANY_SUBJECT, NEW_STYLE, NEW_SUBJECT, PLAIN
+from .judges import Judges
+from .model import ANY_STYLE, ANY_SUBJECT, NEW_STYLE, NEW_SUBJECT
 
-PAIRS = tuple((c, s) for c in world.HELD_OUT_SUBJECTS for s in world.HELD_OUT_STYLES)
-SEEDS = tuple(range(8))
-WORDS = world.prompt(f"{NEW_SUBJECT} {ANY_SUBJECT}", f"{NEW_STYLE} {PLAIN}", world.Context())
+PAIRS = tuple((c, s) for c in world.SUBJECTS for s in world.STYLES)
+SEEDS = tuple(range(4))
+WORDS = f"{NEW_SUBJECT} {ANY_SUBJECT} {NEW_STYLE} {ANY_STYLE}"
 """The prompt of every picture that is judged; the tags come behind it. Without LoRAs it is some
-shape, plain: the rare words mean nothing yet."""
+thing in some set: the rare words mean nothing yet."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to use a content and a style LoRA: the tags, and K-LoRA's settings. ``strong`` is the
-    role whose LoRAs are to be stronger than they were trained."""
+    """One way to use a content and a style LoRA: the tags, and K-LoRA's settings.
+
+    Attributes:
+        strong: the role whose LoRAs are to be stronger than they were trained.
+        kept: which part of every LoRA's layers is left.
+        lora_between: in which part of the steps what ``<lora:>`` names is there.
+    """
 
     name: str
     tags: str = "<klora:{content}> <klora:{style}>"
     settings: Settings = field(default_factory=Settings)
     steps: int = STEPS
     strong: str = ""
+    kept: float = 1
+    lora_between: tuple[float, float] = (0, 1)
 
     def prompt(self, content: str, style: str) -> str:
         return f"{WORDS} {self.tags.format(content=content, style=style)}"
@@ -37,37 +45,28 @@ class Way:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one way; each an array [pairs, seeds].
+    """Of one way; each an array [pairs, seeds], 0..1.
 
     Attributes:
-        subject, style: the judges' probabilities of what was asked for.
-        both: their product.
-        agree: 1 where both judges name what was asked for, else 0.
-        palette: 1 − distance of the palettes.
-        silhouette: intersection over union.
+        subject, style, both: 1 where the judges name the thing, the set, both as asked for.
+        truth: likeness to the true picture in the network's features.
+        palette, silhouette: likeness to the true picture's.
     """
 
     subject: np.ndarray
     style: np.ndarray
     both: np.ndarray
-    agree: np.ndarray
+    truth: np.ndarray
     palette: np.ndarray
     silhouette: np.ndarray
 
+    @classmethod
+    def of(cls, rows: Iterable[list[np.ndarray]]) -> Scores:
+        """From what ``Judges.score`` gives for each pair."""
+        return cls(*(np.stack(column) for column in zip(*rows, strict=True)))
 
-def score(pictures: np.ndarray, content: str, style: str) -> list[np.ndarray]:
-    """The rows of ``Scores`` for pictures that should show ``content`` in ``style``."""
-    subjects, styles = (judges.probabilities(kind, pictures) for kind in ("subject", "style"))
-    c, s = judges.SUBJECTS.index(content), judges.STYLES.index(style)
-    agree = (subjects.argmax(1) == c) & (styles.argmax(1) == s)
-    return [
-        subjects[:, c],
-        styles[:, s],
-        subjects[:, c] * styles[:, s],
-        agree.astype(float),
-        np.array([1 - judges.palette_distance(picture, content, style) for picture in pictures]),
-        np.array([judges.silhouette_iou(picture, content) for picture in pictures]),
-    ]
+
+COLUMNS = tuple(f.name for f in fields(Scores))
 
 
 def judge(
@@ -78,11 +77,13 @@ def judge(
 ) -> tuple[Scores, dict[tuple[str, str], np.ndarray]]:
     """Generates and scores; also the pictures of each pair, uint8 [seeds, SIZE, SIZE, 3]."""
     pictures = {
-        pair: playground.generate(way.prompt(*pair), seeds, way.settings, way.steps)[0]
+        pair: playground.generate(
+            way.prompt(*pair), seeds, way.settings, way.steps, way.lora_between
+        )[0]
         for pair in pairs
     }
-    rows = [score(made, *pair) for pair, made in pictures.items()]
-    return Scores(*(np.stack(column) for column in zip(*rows, strict=True))), pictures
+    judges = Judges.load()
+    return Scores.of(judges.score(made, *pair) for pair, made in pictures.items()), pictures
 
 
 def interval(values: np.ndarray, rng_seed: int = 0) -> tuple[float, float]:
@@ -96,4 +97,10 @@ def interval(values: np.ndarray, rng_seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-COLUMNS = tuple(f.name for f in fields(Scores))
+def p_value(a: np.ndarray, b: np.ndarray, rng_seed: int = 0) -> float:
+    """Two-sided paired permutation test of equal means, [pairs, seeds] each: the sign of each
+    pair's difference is drawn at random, 20 000 times."""
+    differences = (a - b).mean(1)
+    signs = np.random.default_rng(rng_seed).choice((-1, 1), (20_000, len(differences)))
+    drawn = np.abs((signs * differences).mean(1))
+    return float((1 + (drawn >= abs(differences.mean()) - 1e-12).sum()) / (1 + len(drawn)))
