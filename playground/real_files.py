@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lib_klora.errors import KLoraError
 from lib_klora.lora_file import LoraFile, parse_lora
 from lib_klora.pair import pair_files
 from lib_klora.plan import Plan, make_plan
@@ -33,17 +32,18 @@ def main() -> None:
         parse_lora(path.stem, SafetensorsFile(str(path)).read_all())
         for path in sorted(arguments.files)
     ]
-    rows = [row for content, style in permutations(files, 2) if (row := _row(content, style))]
+    rows = [
+        _row(content, style)
+        for content, style in permutations(files, 2)
+        if not content.base_model.excludes(style.base_model)
+    ]
     arguments.out.write_text(_markdown(rows), encoding="utf-8")
     print(arguments.out.read_text(encoding="utf-8"))
 
 
-def _row(content: LoraFile, style: LoraFile) -> list[str] | None:
-    """A line of the table; None for files that do not fit together."""
-    try:
-        pair = pair_files(content, style)
-    except KLoraError:
-        return None
+def _row(content: LoraFile, style: LoraFile) -> list[str]:
+    """A line of the table."""
+    pair = pair_files(content, style)
     scores = compute_scores(pair)
     plans = {kind: make_plan(pair, scores, Settings(scale=kind), STEPS) for kind in SCHEDULES}
     gamma = plans["S"].gamma
