@@ -6,14 +6,15 @@ The prose is evaluation.md beside this file; its ``<!-- NAME -->`` marks become 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -70,6 +71,13 @@ SHOWN_PAIRS = (
 )  # fmt: skip
 FEW_PAIRS = tuple((c, world.STYLES[i % len(world.STYLES)]) for i, c in enumerate(world.SUBJECTS))
 """For one LoRA alone: every thing, every set a few times."""
+MEASURED = Path("build/playground/measured")
+"""A file for each way that was measured, so that a stopped evaluation goes on where it was."""
+_MEASURED_WITH = (
+    "lib_klora/*.py", "lib_klora/hosts/*.py", "playground/generate.py", "playground/judges.py",
+    "playground/model.py", "playground/scores.py", "playground/world.py", "playground/weights/**/*",
+)  # fmt: skip
+"""What a measurement follows from, beside the way itself."""
 
 
 def main() -> None:
@@ -77,7 +85,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="pictures for each pair")
     parser.add_argument("--out", type=Path, default=DOCS)
     arguments = parser.parse_args()
-    started, seeds = time.monotonic(), range(arguments.seeds)
+    seeds = tuple(range(arguments.seeds))
     groups = {
         "methods": METHOD_WAYS,
         "grid": tuple(GRID.values()),
@@ -91,7 +99,8 @@ def main() -> None:
     }
     done = _measure({_nameless(way) for ways in groups.values() for way in ways}, seeds)
     tables = {
-        name: [(way.name, done[_nameless(way)][0]) for way in ways] for name, ways in groups.items()
+        name: [(way.name, done[_nameless(way)].scores) for way in ways]
+        for name, ways in groups.items()
     }
     drawn = [("the true pictures", _true_scores())]
     out = arguments.out
@@ -107,10 +116,11 @@ def main() -> None:
     blocks["real"] = REAL_FILES.read_text(encoding="utf-8").strip()
     blocks["significance"] = _significance_markdown(dict(tables["methods"]))
     blocks["pairs"] = _pairs_markdown(dict(tables["methods"]))
-    blocks["about"] = _about(Playground(), len(seeds), time.monotonic() - started)
+    seconds = sum(measured.seconds for measured in done.values())
+    blocks["about"] = _about(Playground(), len(seeds), seconds)
     _validity(dict(tables["layers"]), dict(tables["parts"]), out / "evaluation-validity.png")
     _figure(tables["methods"], out / "evaluation-methods.png")
-    shown = [(way, done[_nameless(way)][1]) for way in METHOD_WAYS]
+    shown = [(way, done[_nameless(way)].pictures) for way in METHOD_WAYS]
     _pictures(shown).quantize(256).save(out / "evaluation-pictures.png", optimize=True)
     _write_blocks(out / "EVALUATION.md", blocks)
     _write_json(out / "evaluation.json", {**tables, "drawn": drawn})
@@ -121,27 +131,80 @@ def _nameless(way: Way) -> Way:
     return replace(way, name="")
 
 
-def _measure(ways: set[Way], seeds: Sequence[int]) -> dict[Way, tuple[Scores, dict]]:
-    """What ``judge`` finds for each way; a process for each core, with one thread each."""
-    started, done = time.monotonic(), {}
-    first = sorted(ways, key=lambda way: -way.steps)  # the longest, so that none is left to the end
+@dataclass(frozen=True)
+class Measured:
+    """What was found out about one way.
+
+    Attributes:
+        scores: of ``_pairs(way)``.
+        pictures: (thing, set) → uint8 [seeds, SIZE, SIZE, 3], for those of SHOWN_PAIRS.
+        seconds: of one core.
+    """
+
+    scores: Scores
+    pictures: Mapping[tuple[str, str], np.ndarray]
+    seconds: float
+
+    @classmethod
+    def read(cls, path: Path) -> Measured:
+        with np.load(path) as file:
+            arrays = dict(file)
+        seconds = float(arrays.pop("seconds"))
+        scores = Scores(**{column: arrays.pop(column) for column in COLUMNS})
+        return cls(scores, {tuple(pair.split()): made for pair, made in arrays.items()}, seconds)
+
+    def write(self, path: Path) -> None:
+        """Whole or not at all."""
+        columns = {column: getattr(self.scores, column) for column in COLUMNS}
+        pictures = {" ".join(pair): made for pair, made in self.pictures.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(".new.npz")
+        np.savez(new, seconds=self.seconds, **columns, **pictures)
+        new.replace(path)
+
+
+def _measure(ways: Iterable[Way], seeds: Sequence[int]) -> dict[Way, Measured]:
+    """What ``judge`` finds for each way, now or earlier; a process for each core, with one thread
+    each."""
+    started, state = time.monotonic(), _state()
+    files = {way: MEASURED / f"{_key(way, seeds, state)}.npz" for way in ways}
+    # The longest first, so that none is left to the end.
+    missing = [way for way in files if not files[way].exists()]
+    missing.sort(key=lambda way: -way.steps * len(_pairs(way)))
     context = multiprocessing.get_context("spawn")
     with context.Pool(initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        found = pool.imap(_measure_one, [(way, seeds) for way in first])
-        for way, result in zip(first, found, strict=True):
-            done[way] = result
-            print(
-                f"{len(done)}/{len(first)} ways, {time.monotonic() - started:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
-    return done
+        jobs = [(way, seeds, files[way]) for way in missing]
+        for done, _ in enumerate(pool.imap_unordered(_measure_one, jobs), 1):
+            seconds = time.monotonic() - started
+            print(f"{done}/{len(jobs)} ways, {seconds:.0f} s", file=sys.stderr, flush=True)
+    return {way: Measured.read(path) for way, path in files.items()}
 
 
-def _measure_one(job: tuple[Way, Sequence[int]]) -> tuple[Scores, dict]:
-    way, seeds = job
-    few = way.kept != 1 or way.lora_between != (0, 1)
-    return judge(_playground(way.strong, way.kept), way, FEW_PAIRS if few else PAIRS, seeds)
+def _measure_one(job: tuple[Way, Sequence[int], Path]) -> None:
+    way, seeds, path = job
+    started = time.process_time()
+    scores, pictures = judge(_playground(way.strong, way.kept), way, _pairs(way), seeds)
+    shown = {pair: made for pair, made in pictures.items() if pair in SHOWN_PAIRS}
+    Measured(scores, shown, time.process_time() - started).write(path)
+
+
+def _pairs(way: Way) -> tuple[tuple[str, str], ...]:
+    return FEW_PAIRS if way.kept != 1 or way.lora_between != (0, 1) else PAIRS
+
+
+def _state() -> str:
+    """A digest of the code and the weights that are measured with."""
+    root, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for pattern in _MEASURED_WITH:
+        for path in sorted(path for path in root.glob(pattern) if path.is_file()):
+            digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return f"{digest.hexdigest()} {torch.__version__} {diffusers.__version__}"
+
+
+def _key(way: Way, seeds: Sequence[int], state: str) -> str:
+    about = f"{state} {way} {STRONG} {_pairs(way)} {tuple(seeds)}"
+    return hashlib.sha256(about.encode()).hexdigest()[:24]
 
 
 @cache
@@ -226,7 +289,7 @@ def _about(playground: Playground, seeds: int, seconds: float) -> str:
     return "\n".join(
         [
             f"- {len(PAIRS)} pairs × {seeds} seeds = {len(PAIRS) * seeds} pictures for each line; "
-            f"{seconds / 60:.0f} minutes in all.",
+            f"{seconds / 60:.0f} minutes of one core in all.",
             f"- The judges on what they were not fitted to: the right one of "
             f"{len(judges.subject.classes)} things in a set that was left out "
             + _each(right, "subject")
@@ -252,14 +315,10 @@ def _validity(layers: dict[str, Scores], parts: dict[str, Scores], path: Path) -
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     for role, colour in (("content", "#0072b2"), ("style", "#e69f00")):
         column = {"content": "subject", "style": "style"}[role]
-        whole = layers[FEWER_LAYERS[role, 1.0].name]
-
-        def effect(scores: Scores, column: str = column, whole: Scores = whole) -> float:
-            return 100 * getattr(scores, column).mean() / max(getattr(whole, column).mean(), 1e-9)
-
-        y = [effect(layers[FEWER_LAYERS[role, kept].name]) for kept in KEPT]
+        percent = 100 / max(_mean_of_few(layers[FEWER_LAYERS[role, 1.0].name], column), 1e-9)
+        y = [percent * _mean_of_few(layers[FEWER_LAYERS[role, k].name], column) for k in KEPT]
         left.plot([100 * kept for kept in KEPT], y, "o-", color=colour, label=f"{role} LoRA")
-        y = [effect(parts[FEWER_STEPS[role, part].name]) for part in PARTS]
+        y = [percent * _mean_of_few(parts[FEWER_STEPS[role, part].name], column) for part in PARTS]
         right.plot(list(PARTS), y, "o-", color=colour, label=f"{role} LoRA")
     left.set(xlabel="% of the LoRA's layers, at random", ylabel="% of what it does with all")
     right.set(xlabel="steps in which the LoRA is there", ylabel="% of what it does in all")
@@ -271,6 +330,13 @@ def _validity(layers: dict[str, Scores], parts: dict[str, Scores], path: Path) -
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def _mean_of_few(scores: Scores, column: str) -> float:
+    """Over FEW_PAIRS, whatever was measured."""
+    values = getattr(scores, column)
+    rows = [PAIRS.index(pair) for pair in FEW_PAIRS] if len(values) == len(PAIRS) else slice(None)
+    return float(values[rows].mean())
 
 
 def _figure(table: list[tuple[str, Scores]], path: Path) -> None:

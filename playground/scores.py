@@ -27,7 +27,7 @@ class Way:
 
     Attributes:
         strong: the role whose LoRAs are to be stronger than they were trained.
-        kept: which part of every LoRA's layers is left.
+        kept: which part of every LoRA's layers is left; of none there is no file, so no tag either.
         lora_between: in which part of the steps what ``<lora:>`` names is there.
     """
 
@@ -76,14 +76,17 @@ def judge(
     seeds: Sequence[int] = SEEDS,
 ) -> tuple[Scores, dict[tuple[str, str], np.ndarray]]:
     """Generates and scores; also the pictures of each pair, uint8 [seeds, SIZE, SIZE, 3]."""
-    pictures = {
-        pair: playground.generate(
-            way.prompt(*pair), seeds, way.settings, way.steps, way.lora_between
-        )[0]
-        for pair in pairs
-    }
+    made: dict[str, np.ndarray] = {}
+    pictures = {}
+    for pair in pairs:
+        prompt = way.prompt(*pair)
+        if prompt not in made:  # one LoRA alone is in several pairs
+            made[prompt], _ = playground.generate(
+                prompt, seeds, way.settings, way.steps, way.lora_between
+            )
+        pictures[pair] = made[prompt]
     judges = Judges.load()
-    return Scores.of(judges.score(made, *pair) for pair, made in pictures.items()), pictures
+    return Scores.of(judges.score(of_pair, *pair) for pair, of_pair in pictures.items()), pictures
 
 
 def interval(values: np.ndarray, rng_seed: int = 0) -> tuple[float, float]:

@@ -34,7 +34,7 @@ GRID = {
     for alpha in ALPHAS
     for beta in BETAS
 }
-STARTS, ENDS = (100.0, 80.0, 60.0), (60.0, 40.0, 20.0, 0.0)
+STARTS, ENDS = (100.0, 80.0, 60.0), (60.0, 30.0, 0.0)
 SHARES = {
     (start, end): Way(
         f"share {start:g} % to {end:g} %",
@@ -64,7 +64,9 @@ STRENGTHS = {
 
 KEPT = (0.0, 0.25, 0.5, 0.75, 1.0)
 FEWER_LAYERS = {
-    (role, kept): Way(f"{role} LoRA, {100 * kept:.0f} % of its layers", tags, _OFF, kept=kept)
+    (role, kept): Way(
+        f"{role} LoRA, {100 * kept:.0f} % of its layers", tags if kept else "", _OFF, kept=kept
+    )
     for role, tags in ALONE_TAGS.items()
     for kept in KEPT
 }

@@ -18,10 +18,10 @@ from lib_klora.families import is_attention
 from lib_klora.lora_file import parse_lora
 from lib_klora.settings import Settings
 from lib_klora.tensor_file import SafetensorsFile
-from playground import demo, judges, model, scores, train, ways, world
+from playground import demo, evaluate, judges, model, scores, train, ways, world
 from playground.generate import Playground, altered
 from playground.judges import Judges
-from playground.scores import PAIRS, Way, judge
+from playground.scores import PAIRS, Scores, Way, judge
 from playground.ways import K_LORA, STRENGTHS, STRONG
 
 HELD_OUT = (*world.SUBJECTS, *world.STYLES)
@@ -139,9 +139,9 @@ def test_the_judges_do_not_name_what_is_not_there(true, broken):
 
 def test_a_discriminant_finds_what_differs_between_classes():
     rng = np.random.default_rng(0)
-    labels = np.repeat(["a", "b", "c"], 40)
-    features = rng.normal(size=(120, 12)) * [9, *[1] * 11]  # loud, and no matter
-    features[:, 5] += 4 * np.repeat([0, 1, 2], 40)
+    labels = np.repeat(["a", "b", "c"], 200)
+    features = rng.normal(size=(600, 12)) * [9, *[1] * 11]  # loud, and no matter
+    features[:, 5] += 4 * np.repeat([0, 1, 2], 200)
     found = judges.Discriminant.fit(features[::2], labels[::2], shrink=0.01, rank=2)
     assert np.mean(found.names(features[1::2]) == labels[1::2]) > 0.9
 
@@ -234,6 +234,24 @@ def test_the_evaluation_is_of_all_ways_as_they_are_now():
     for table in tables:
         for way in table.values() if isinstance(table, dict) else table:
             assert f"| {way.name} |" in text
+
+
+def test_what_was_measured_is_read_again_if_nothing_has_changed(tmp_path):
+    rng = np.random.default_rng(0)
+    values = Scores(*rng.random((6, 30, 4)))
+    pictures = {pair: rng.integers(0, 256, (4, 48, 48, 3), np.uint8) for pair in PAIRS[:2]}
+    evaluate.Measured(values, pictures, 2.5).write(tmp_path / "new" / "x.npz")
+    read = evaluate.Measured.read(tmp_path / "new" / "x.npz")
+    assert read.seconds == 2.5
+    assert read.pictures.keys() == pictures.keys()
+    assert all(np.array_equal(read.pictures[pair], pictures[pair]) for pair in pictures)
+    for column in scores.COLUMNS:
+        assert np.array_equal(getattr(read.scores, column), getattr(values, column))
+
+    keys = {evaluate._key(way, (0, 1), "state") for way in ways.STRENGTHS.values()}
+    keys |= {evaluate._key(K_LORA, (0, 1, 2), "state"), evaluate._key(K_LORA, (0, 1), "other")}
+    assert len(keys) == len(ways.STRENGTHS) + 2
+    assert evaluate._key(K_LORA, (0, 1), "state") == evaluate._key(replace(K_LORA), (0, 1), "state")
 
 
 # -- quality ---------------------------------------------------------------------------------------
