@@ -104,8 +104,9 @@ class Playground:
 
         try:
             pictures = self.model.sample(
-                [words] * len(seeds), seeds, steps, before_step=before_step
-            )
+                [words] * len(seeds), seeds, steps,
+                before_step=before_step, after_step=self.session.after_model_call,
+            )  # fmt: skip
             report = self.session.report(p)
             if report.error:
                 raise KLoraError(report.error)

@@ -53,10 +53,17 @@ class TextEncoder(nn.Module):
         return self.norm(self.word(tokens) + self.place.weight)
 
 
-def new_unet() -> UNet2DConditionModel:
+class UNet(UNet2DConditionModel):
+    """Its output is a tensor, as that of a WebUI's network: LoRA Composite averages two."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        return super().forward(x, t, words).sample
+
+
+def new_unet() -> UNet:
     """Ten transformers with 80 attention projections; called through ``predict``."""
     channels = 3 * PATCH**2
-    return UNet2DConditionModel(
+    return UNet(
         sample_size=SIZE // PATCH,
         in_channels=channels + 2,  # and where the place is
         out_channels=channels,
@@ -71,7 +78,7 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def scheduler() -> DDIMScheduler:
-    """Begins in pure noise (zero terminal SNR), so that every ground colour can be reached."""
+    """Begins in pure noise (zero terminal SNR), in which nothing tells how bright a picture is."""
     return DDIMScheduler(
         num_train_timesteps=TRAIN_STEPS,
         beta_schedule="squaredcos_cap_v2",
@@ -82,16 +89,14 @@ def scheduler() -> DDIMScheduler:
     )
 
 
-def predict(
-    unet: UNet2DConditionModel, x: torch.Tensor, t: torch.Tensor, words: torch.Tensor
-) -> torch.Tensor:
+def predict(unet: UNet, x: torch.Tensor, t: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     """The clean picture in patches, from a noisy one at noise level ``t``.
 
     The UNet also gets each place's x and y, -1..1: at high noise nothing else says where it is.
     """
     line = torch.linspace(-1, 1, x.shape[-1])
     places = torch.stack(torch.meshgrid(line, line, indexing="xy")).expand(len(x), -1, -1, -1)
-    return unet(torch.cat([x, places], 1), t, words).sample
+    return unet(torch.cat([x, places], 1), t, words)
 
 
 def to_patches(pictures: torch.Tensor) -> torch.Tensor:
@@ -114,7 +119,7 @@ def to_uint8(pictures: torch.Tensor) -> np.ndarray:
 class Model:
     """The diffusion model, for making pictures."""
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: TextEncoder) -> None:
+    def __init__(self, unet: UNet, text_encoder: TextEncoder) -> None:
         self.unet, self.text_encoder = unet.eval(), text_encoder.eval()
 
     @classmethod
@@ -145,12 +150,14 @@ class Model:
         seeds: Sequence[int],
         steps: int = 20,
         guidance: float = 2.0,
-        before_step: Callable[[int], None] | None = None,
+        *,
+        before_step: Callable[[int], None] = lambda finished: None,
+        after_step: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
         """One picture for each prompt and seed, uint8 [batch, SIZE, SIZE, 3].
 
-        ``before_step`` is called with the number of finished steps before each model call: where
-        a WebUI has its denoiser callback.
+        ``before_step`` is called with the number of finished steps before each model call, and
+        ``after_step`` behind it: where a WebUI has its denoiser callbacks.
         """
         plan = scheduler()
         plan.set_timesteps(steps)
@@ -163,8 +170,8 @@ class Model:
         )
         words = self.text_encoder([*prompts, *[""] * len(prompts)])
         for i, t in enumerate(plan.timesteps):
-            if before_step is not None:
-                before_step(i)
+            before_step(i)
             with_prompt, without = predict(self.unet, torch.cat([x, x]), t, words).chunk(2)
+            after_step()
             x = plan.step(without + guidance * (with_prompt - without), t, x).prev_sample
         return to_pictures(x)
