@@ -1,4 +1,4 @@
-"""The world: things × sets of emoji → pictures and their prompts.
+"""The world: things × sets of emoji → pictures.
 
 The base model sees most things in most sets. A few things are held out, in every set, and a few
 whole sets: they are what the LoRAs teach. As every thing exists in every set, the true picture of a
