@@ -207,6 +207,15 @@ def test_the_same_seed_makes_the_same_picture_and_the_model_stays(playground):
         assert torch.equal(parameter, before[name]), name
 
 
+def test_every_way_that_is_compared_makes_a_picture_of_its_own(playground):
+    made = {}
+    for way in ways.METHOD_WAYS:
+        prompt = way.prompt("turtle", "streamline")
+        pictures, _ = playground.generate(prompt, [5], way.settings, steps=6)
+        made.setdefault(pictures.tobytes(), []).append(way.name)
+    assert [names for names in made.values() if len(names) > 1] == []
+
+
 # -- what is shown ---------------------------------------------------------------------------------
 
 
