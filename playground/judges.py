@@ -3,8 +3,9 @@ with its weights from ImageNet.
 
 A linear discriminant, fitted to the emoji themselves, finds the directions in which things differ
 whatever the set, and another one those in which sets differ whatever the thing. A picture is then
-named after the nearest of several hundred things, and after the nearest set. And since the true
-picture exists, it can be compared with that: by the network's features, by palette, by silhouette.
+named after that of several hundred things, and after that set, in whose direction it lies. And as
+the true picture exists, it can be compared with that: by the network's features, by palette, by
+silhouette.
 """
 
 from __future__ import annotations
@@ -72,14 +73,22 @@ def features(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class Discriminant:
     """Linear discriminant analysis: features → where the classes lie apart and each class is round.
 
+    There the angle counts, seen from the middle of all classes: what is drawn in an unknown way
+    lies nearer to the middle, and by distance the classes around that would get nearly all of it.
+
     Attributes:
         classes: their names.
         project: [features, dimensions].
-        means: of each class, [classes, dimensions].
+        middle: [dimensions].
+        directions: of each class, [classes, dimensions], each of length 1.
     """
 
-    def __init__(self, classes: Iterable[str], project: np.ndarray, means: np.ndarray) -> None:
-        self.classes, self.project, self.means = tuple(classes), project, means
+    def __init__(
+        self, classes: Iterable[str], project: np.ndarray, middle: np.ndarray,
+        directions: np.ndarray,
+    ) -> None:  # fmt: skip
+        self.classes, self.project = tuple(classes), project
+        self.middle, self.directions = middle, directions
 
     @classmethod
     def fit(
@@ -93,26 +102,28 @@ class Discriminant:
         ball = np.trace(within) / len(within) * np.eye(len(within))
         values, vectors = np.linalg.eigh((1 - shrink) * within + shrink * ball)
         white = vectors / np.sqrt(values)
-        centred = (means - means.mean(0)) @ white
-        directions = np.linalg.svd(centred, full_matrices=False)[2][:rank].T
-        project = white @ directions
-        return cls(classes, project, means @ project)
-
-    def distances(self, features: np.ndarray) -> np.ndarray:
-        """To each class' mean, [batch, classes]."""
-        there = features @ self.project
-        return np.linalg.norm(there[:, None] - self.means, axis=-1)
+        middle = means.mean(0)
+        axes = np.linalg.svd((means - middle) @ white, full_matrices=False)[2][:rank].T
+        project = white @ axes
+        directions = _unit((means - middle) @ project)
+        return cls(classes, project, middle @ project, directions)
 
     def names(self, features: np.ndarray) -> np.ndarray:
-        """The nearest class of each, [batch]."""
-        return np.array(self.classes)[self.distances(features).argmin(1)]
+        """The class of each, [batch]."""
+        cosines = _unit(features @ self.project - self.middle) @ self.directions.T
+        return np.array(self.classes)[cosines.argmax(1)]
 
     def tensors(self, prefix: str) -> dict[str, np.ndarray]:
         return {
             f"{prefix} classes": _bytes(self.classes),
             f"{prefix} project": self.project.astype(np.float16),
-            f"{prefix} means": self.means.astype(np.float16),
+            f"{prefix} middle": self.middle.astype(np.float32),
+            f"{prefix} directions": self.directions.astype(np.float16),
         }
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 class Judges:
@@ -139,8 +150,10 @@ class Judges:
         discriminants = (
             Discriminant(
                 _words(arrays[f"{kind} classes"]),
-                arrays[f"{kind} project"].astype(np.float32),
-                arrays[f"{kind} means"].astype(np.float32),
+                *(
+                    arrays[f"{kind} {x}"].astype(np.float32)
+                    for x in ("project", "middle", "directions")
+                ),
             )
             for kind in ("subject", "style")
         )
