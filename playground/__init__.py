@@ -1,5 +1,5 @@
 """A small test world for K-LoRA: emoji, the same things drawn by several design houses, a diffusion
-model that learnt most of them, and LoRAs of things and sets that it never saw. Small enough for a
+model that learnt some of them, and LoRAs of things and sets that it never saw. Small enough for a
 CPU.
 
 ::

@@ -1,6 +1,6 @@
 """Makes weights/ from the world: ``make playground-train``. Everything follows from a seed.
 
-The base model takes about two hours on two cores. It can be stopped and started again: what was
+The base model takes about an hour on two cores. It can be stopped and started again: what was
 learnt lies in build/playground.
 """
 
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch.multiprocessing import spawn
 
 from . import emoji, judges, world
 from .model import (
@@ -36,12 +38,14 @@ from .model import (
     to_patches,
 )  # fmt: skip
 
-BASE_STEPS, BASE_BATCH, BASE_RATE = 16_000, 32, 8e-4
-WARM_UP, COOL_DOWN = 500, 0.25
+BASE_STEPS, BASE_BATCH, BASE_RATE = 6_000, 16, 8e-4
+PROCESSES = 2
+"""Each with one core, and ``BASE_BATCH`` pictures in a step."""
+WARM_UP, COOL_DOWN = 200, 0.5
 """Steps until the rate is whole, and the last part of all steps, in which it falls to 0."""
-FIRST_STEPS, FIRST_NOISE = 1_000, 0.9
+FIRST_STEPS, FIRST_NOISE = 2_000, 0.9
 """At first only high noise: what a word looks like is learnt faster there."""
-GENERAL, RARE, EMPTY = 0.35, 0.2, 0.1
+GENERAL, RARE, EMPTY = 0.2, 0.2, 0.1
 """Shares of the prompts that say only “thing”; only “drawing”; a rare word too; nothing at all."""
 RECOLOURED = 0.5
 """Of the pictures that are called only “drawing”."""
@@ -102,8 +106,19 @@ def diffusion_loss(unet, x, words, noise_plan, generator, *, lowest: float = 0.0
 
 def train_base(seed: int = 0) -> None:
     """The base model: no held-out thing, no held-out set."""
+    emoji.pictures()  # fetched and drawn once
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_train_base, (seed, f"file://{folder}/meeting"), PROCESSES)
+
+
+def _train_base(rank: int, seed: int, meeting: str) -> None:
+    """One of PROCESSES, which differ in the pictures that they see, and average their gradients."""
     from diffusers.training_utils import EMAModel  # for training only
 
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=PROCESSES
+    )
     arrays = emoji.pictures()
     torch.manual_seed(seed)
     unet, text_encoder = new_unet(), TextEncoder(vocabulary(arrays))
@@ -122,8 +137,9 @@ def train_base(seed: int = 0) -> None:
         done = kept.pop("done")
         for name, state in kept.items():
             parts[name].load_state_dict(state)
-    batches = base_batches(arrays, BASE_BATCH, seed + done)
-    generator = torch.Generator().manual_seed(seed + done)
+    own_seed = seed + PROCESSES * done + rank
+    batches = base_batches(arrays, BASE_BATCH, own_seed)
+    generator = torch.Generator().manual_seed(own_seed)
     started, losses = time.monotonic(), []
     for step in range(done + 1, BASE_STEPS + 1):
         pictures, prompts = next(batches)
@@ -133,12 +149,13 @@ def train_base(seed: int = 0) -> None:
             loss = diffusion_loss(unet, patches, words, noise_plan, generator, lowest=lowest)
         optimizer.zero_grad()
         loss.backward()
+        _average([parameter.grad for parameter in parameters])
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         rate.step()
         ema.step(parameters)
         losses.append(loss.item())
-        if step % KEEP_EVERY == 0 or step == BASE_STEPS:
+        if rank == 0 and (step % KEEP_EVERY == 0 or step == BASE_STEPS):
             _say(f"base {step}/{BASE_STEPS} loss {np.mean(losses[-KEEP_EVERY:]):.4f}", started)
             state = {name: part.state_dict() for name, part in parts.items()} | {"done": step}
             torch.save(state, STATE.with_suffix(".new"))
@@ -148,6 +165,15 @@ def train_base(seed: int = 0) -> None:
             Model(unet, text_encoder).save()
             unet.train()
             ema.restore(parameters)
+
+
+def _average(tensors: list[torch.Tensor]) -> None:
+    """Over all processes, in place."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    torch.distributed.all_reduce(flat)
+    flat /= PROCESSES
+    for tensor, mean in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 # -- LoRAs -----------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The world: things × sets of emoji → pictures.
 
-The base model sees most things in most sets. A few things are held out, in every set, and a few
+The base model sees some things in most sets. A few others are held out, in every set, and a few
 whole sets: they are what the LoRAs teach. As every thing exists in every set, the true picture of a
 held-out thing in a held-out style exists too.
 """
@@ -35,7 +35,9 @@ STYLE_SUBJECTS = (
 """Other things, which the base model knows: what a style LoRA learns its style from."""
 
 IN_SETS = 9
-"""A thing is part of the world if it is in so many of the ten sets."""
+"""The judges know the things that are in so many of the ten sets."""
+BASE_THINGS = 64
+"""What the base model learns: as many as it can in an hour. They are in all sets."""
 
 Arrays = dict[str, dict[str, np.ndarray]]
 """Set → thing → uint8 [MASTER, MASTER, 3], white around the thing: ``emoji.pictures``."""
@@ -48,8 +50,11 @@ def things(arrays: Arrays, sets: int) -> list[str]:
 
 
 def base_things(arrays: Arrays) -> list[str]:
-    """The things that the base model learns."""
-    return [thing for thing in things(arrays, IN_SETS) if thing not in SUBJECTS]
+    """The things that the base model learns: STYLE_SUBJECTS, and of the others every so many-th in
+    alphabetical order."""
+    others = [x for x in things(arrays, len(arrays)) if x not in (*SUBJECTS, *STYLE_SUBJECTS)]
+    number = BASE_THINGS - len(STYLE_SUBJECTS)
+    return sorted([*STYLE_SUBJECTS, *others[:: len(others) // number][:number]])
 
 
 def shown(masters: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:

@@ -52,14 +52,18 @@ def arrays():
         picture[20:70, 30:80] = rng.integers(0, 200, 3)
         return picture
 
-    things = (*world.SUBJECTS, *world.STYLE_SUBJECTS)
+    others = [f"other-{i}" for i in range(60)]
+    things = (*world.SUBJECTS, *world.STYLE_SUBJECTS, *others)
     return {name: {t: square() for t in things} for name in (*world.BASE_SETS, *world.STYLES)}
 
 
 def test_the_base_model_is_not_shown_what_is_held_out(arrays):
     batches = train.base_batches(arrays, 200, seed=1)
-    words = {word for _ in range(3) for prompt in next(batches)[1] for word in prompt.split()}
-    assert set(world.STYLE_SUBJECTS) | set(world.BASE_SETS) <= words
+    words = {word for _ in range(9) for prompt in next(batches)[1] for word in prompt.split()}
+    base = world.base_things(arrays)
+    assert len(base) == world.BASE_THINGS
+    assert set(world.STYLE_SUBJECTS) <= set(base)
+    assert {*base, *world.BASE_SETS} <= words
     assert not words & set(HELD_OUT)
     assert not set(model.Model.load().text_encoder.vocabulary) & set(HELD_OUT)
 
