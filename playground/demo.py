@@ -131,7 +131,8 @@ def _text_table(table: list[tuple[str, Scores]]) -> str:
     return "\n".join(
         [
             *lines,
-            "subject, style, both: pictures in which the judges name the thing, the set, both;",
+            "subject, style, both: pictures in which the judges name the thing, the set, both,",
+            "of ten things and ten sets; of_all: the thing, of 456;",
             "truth, palette, silhouette: likeness to the true picture.",
         ]
     )

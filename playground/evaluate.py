@@ -61,6 +61,7 @@ TITLES = {
     "subject": "subject",
     "style": "style",
     "both": "both named",
+    "of_all": "subject, of 456",
     "truth": "truth",
     "palette": "palette",
     "silhouette": "silhouette",
@@ -231,7 +232,10 @@ def _cell(values: np.ndarray) -> str:
 
 
 def _markdown(table: list[tuple[str, Scores]]) -> str:
-    lines = ["| | " + " | ".join(TITLES[c] for c in COLUMNS) + " |", "|---" + "|--:" * 6 + "|"]
+    lines = [
+        "| | " + " | ".join(TITLES[c] for c in COLUMNS) + " |",
+        "|---" + "|--:" * len(COLUMNS) + "|",
+    ]
     for name, scores in table:
         lines.append(f"| {name} | " + " | ".join(_cell(getattr(scores, c)) for c in COLUMNS) + " |")
     return "\n".join(lines)

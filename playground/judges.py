@@ -10,7 +10,7 @@ silhouette.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -27,6 +27,9 @@ _TRUE_SETS = (world.CONTENT_SET, *world.STYLES)
 """The rows of TRUTH; its columns are world.SUBJECTS."""
 _SUBJECT_FIT, _STYLE_FIT = (0.3, 240), (0.01, 9)
 """``shrink`` and ``rank`` of the two discriminants."""
+_BLUR = 1.2
+"""Deviation in pixels. What the small model draws has a grain from its patches, which the network
+takes for a material: so all pictures are looked at from a little further away, emoji too."""
 _SIDE = 192
 _STYLE_BLOCKS = (0, 2, 4, 8)
 _BATCH = 8
@@ -51,6 +54,7 @@ def features(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     things, styles = [], []
     for first in range(0, len(pictures), _BATCH):
         x = torch.from_numpy(pictures[first : first + _BATCH]).permute(0, 3, 1, 2).float()
+        x = _blurred(x)
         x = nn.functional.interpolate(x / 127.5 - 1, (_SIDE, _SIDE), mode="bicubic")
         net = network()
         x = net._swish(net._bn0(net._conv_stem(x)))
@@ -65,6 +69,15 @@ def features(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             torch.cat([f(e, dim=(2, 3)) for e in early for f in (torch.mean, torch.std)], 1)
         )
     return torch.cat(things).numpy(), torch.cat(styles).numpy()
+
+
+def _blurred(x: torch.Tensor) -> torch.Tensor:
+    """float [batch, 3, height, width], 0..255, smoothed by a Gaussian of 7 × 7 pixels."""
+    line = torch.exp(-(torch.arange(-3, 4).float() ** 2) / (2 * _BLUR**2))
+    line = line / line.sum()
+    kernel = (line[:, None] * line[None]).expand(3, 1, 7, 7)
+    padded = nn.functional.pad(x, (3, 3, 3, 3), mode="replicate")
+    return nn.functional.conv2d(padded, kernel, groups=3).round()
 
 
 # -- naming ----------------------------------------------------------------------------------------
@@ -108,10 +121,12 @@ class Discriminant:
         directions = _unit((means - middle) @ project)
         return cls(classes, project, middle @ project, directions)
 
-    def names(self, features: np.ndarray) -> np.ndarray:
-        """The class of each, [batch]."""
-        cosines = _unit(features @ self.project - self.middle) @ self.directions.T
-        return np.array(self.classes)[cosines.argmax(1)]
+    def names(self, features: np.ndarray, among: Sequence[str] = ()) -> np.ndarray:
+        """The class of each, [batch]; of these, or of all."""
+        among = among or self.classes
+        directions = self.directions[[self.classes.index(name) for name in among]]
+        cosines = _unit(features @ self.project - self.middle) @ directions.T
+        return np.array(among)[cosines.argmax(1)]
 
     def tensors(self, prefix: str) -> dict[str, np.ndarray]:
         return {
@@ -167,11 +182,12 @@ class Judges:
         return cls(*discriminants, arrays["mean"], true)
 
     def score(self, pictures: np.ndarray, thing: str, style: str) -> list[np.ndarray]:
-        """Pictures that should show ``thing`` in ``style``, uint8 [batch, SIZE, SIZE, 3] → six rows
-        [batch], each 0..1: whether the thing is named right, whether the set is, whether both are;
-        and likeness to the true picture: in the network's features, in palette, in silhouette."""
+        """Pictures that should show ``thing`` in ``style``, uint8 [batch, SIZE, SIZE, 3] → seven
+        rows [batch], each 0..1: whether the thing is named right, of the held-out ones; whether the
+        set is, of all; whether both are; whether the thing is, of all; and likeness to the true
+        picture: in the network's features, in palette, in silhouette."""
         things, styles = features(pictures)
-        subject_right = self.subject.names(things) == thing
+        subject_right = self.subject.names(things, world.SUBJECTS) == thing
         style_right = self.style.names(styles) == style
         true, wanted = self.true[style, thing], self._true_features[style, thing]
         things = things - self.mean
@@ -180,6 +196,7 @@ class Judges:
             subject_right.astype(float),
             style_right.astype(float),
             (subject_right & style_right).astype(float),
+            (self.subject.names(things) == thing).astype(float),
             likeness,
             np.array([1 - palette_distance(picture, true) for picture in pictures]),
             np.array([silhouette_iou(picture, true) for picture in pictures]),

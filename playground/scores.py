@@ -48,7 +48,9 @@ class Scores:
     """Of one way; each an array [pairs, seeds], 0..1.
 
     Attributes:
-        subject, style, both: 1 where the judges name the thing, the set, both as asked for.
+        subject, style, both: 1 where the judges name the thing, of the ten held-out ones, the set,
+            of ten too, both as asked for.
+        of_all: 1 where they name the thing of all that there are.
         truth: likeness to the true picture in the network's features.
         palette, silhouette: likeness to the true picture's.
     """
@@ -56,6 +58,7 @@ class Scores:
     subject: np.ndarray
     style: np.ndarray
     both: np.ndarray
+    of_all: np.ndarray
     truth: np.ndarray
     palette: np.ndarray
     silhouette: np.ndarray
@@ -75,16 +78,14 @@ def judge(
     pairs: Iterable[tuple[str, str]] = PAIRS,
     seeds: Sequence[int] = SEEDS,
 ) -> tuple[Scores, dict[tuple[str, str], np.ndarray]]:
-    """Generates and scores; also the pictures of each pair, uint8 [seeds, SIZE, SIZE, 3]."""
-    made: dict[str, np.ndarray] = {}
+    """Generates and scores; also the pictures of each pair, uint8 [seeds, SIZE, SIZE, 3]. Every way
+    has the same noise for a pair, and every pair its own."""
     pictures = {}
     for pair in pairs:
-        prompt = way.prompt(*pair)
-        if prompt not in made:  # one LoRA alone is in several pairs
-            made[prompt], _ = playground.generate(
-                prompt, seeds, way.settings, way.steps, way.lora_between
-            )
-        pictures[pair] = made[prompt]
+        own = [len(SEEDS) * PAIRS.index(pair) + seed for seed in seeds]
+        pictures[pair], _ = playground.generate(
+            way.prompt(*pair), own, way.settings, way.steps, way.lora_between
+        )
     judges = Judges.load()
     return Scores.of(judges.score(of_pair, *pair) for pair, of_pair in pictures.items()), pictures
 
