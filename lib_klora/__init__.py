@@ -4,4 +4,4 @@ klora is the paper, formula by formula; README.md has the reading order of the r
 only part that knows a page; ``python -m lib_klora`` works without any.
 """
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

@@ -227,7 +227,7 @@ FIELDS = (
         "share_end",
         "Share at the end",
         "With the scale “share”: percentage of the layers that still get the subject in the end.",
-        30.0,
+        0.0,
         low=0,
         high=100,
         slider=(0, 100, 1),
@@ -245,7 +245,7 @@ FIELDS = (
         "hires_share_end",
         "Hires share at the end",
         "As Share at the end, for the hires pass.",
-        30.0,
+        0.0,
         low=0,
         high=100,
         slider=(0, 100, 1),
@@ -283,9 +283,9 @@ class Settings:
     hires_beta: float | None = None
     seed: int = 0
     share_start: float = 100.0
-    share_end: float = 30.0
+    share_end: float = 0.0
     hires_share_start: float = 100.0
-    hires_share_end: float = 30.0
+    hires_share_end: float = 0.0
 
     def __post_init__(self) -> None:
         for field in FIELDS:

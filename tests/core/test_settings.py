@@ -77,9 +77,9 @@ class TestDefaults:
             "hires_beta": None,
             "seed": 0,
             "share_start": 100,
-            "share_end": 30,
+            "share_end": 0,
             "hires_share_start": 100,
-            "hires_share_end": 30,
+            "hires_share_end": 0,
         }
 
     @pytest.mark.parametrize(("scale", "beta"), [("S", 0.5), ("S*", 1.3), ("none", 0.5)])
@@ -99,7 +99,7 @@ class TestDefaults:
             ({"beta": 1.3}, {"beta": 1.3}),
             ({"style": "ink", "text_encoder": False}, {"text_encoder": False, "style": "ink"}),
             ({"method": "Random selection", "seed": 7}, {"method": "Random selection", "seed": 7}),
-            ({"scale": "share", "share_end": 30}, {"scale": "share"}),
+            ({"scale": "share", "share_end": 0}, {"scale": "share"}),
             ({"scale": "share", "share_end": 20}, {"scale": "share", "share_end": 20}),
         ],
     )

@@ -307,7 +307,7 @@ def test_the_schedule_follows_the_sliders(page):
     assert drawn() == steep
     page.paste("a cat\nSteps: 4, Seed: 1, K-LoRA: alpha=3; scale=none")
     assert drawn() != steep, "nothing but the scale has changed"
-    page.paste("a cat\nSteps: 4, Seed: 1, K-LoRA: scale=share; share_end=0")
+    page.paste("a cat\nSteps: 4, Seed: 1, K-LoRA: scale=share; share_end=20")
     falling = drawn()
     assert falling.startswith("M24 4L"), "from all layers"
     page.set("share_start", 50)
