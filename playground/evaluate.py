@@ -115,7 +115,10 @@ def main() -> None:
         dict(tables["shares"]), SHARES, down=("start", STARTS), across=("end", ENDS)
     )
     blocks["real"] = REAL_FILES.read_text(encoding="utf-8").strip()
-    blocks["significance"] = _significance_markdown(dict(tables["methods"]))
+    blocks["significance"] = _significance_markdown(dict(tables["methods"]), DIRECT)
+    blocks["significance of S"] = _significance_markdown(
+        dict(tables["methods"]), K_LORA, ("subject", "style", "both", "truth")
+    )
     blocks["pairs"] = _pairs_markdown(dict(tables["methods"]))
     seconds = sum(measured.seconds for measured in done.values())
     blocks["about"] = _about(Playground(), len(seeds), seconds)
@@ -264,15 +267,18 @@ def _pairs_markdown(table: dict[str, Scores]) -> str:
     return "\n".join(lines)
 
 
-def _significance_markdown(table: dict[str, Scores]) -> str:
-    """Differences to the plain merge, and whether they are more than chance."""
-    lines = ["| minus Direct merge 1:1 | both named | p | truth | p |", "|---" + "|--:" * 4 + "|"]
+def _significance_markdown(
+    table: dict[str, Scores], base: Way, columns: Sequence[str] = ("both", "truth")
+) -> str:
+    """Differences to one way, and whether they are more than chance."""
+    head = " | p | ".join(TITLES[column] for column in columns)
+    lines = [f"| minus {base.name} | {head} | p |", "|---" + "|--:" * (2 * len(columns)) + "|"]
     for name, scores in table.items():
-        if name == DIRECT.name:
+        if name == base.name:
             continue
         cells = []
-        for column in ("both", "truth"):
-            own, plain = getattr(scores, column), getattr(table[DIRECT.name], column)
+        for column in columns:
+            own, plain = getattr(scores, column), getattr(table[base.name], column)
             p = p_value(own, plain)
             cells += [f"{100 * (own - plain).mean():+.1f}", f"{p:.3f}" if p >= 0.001 else "< 0.001"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
