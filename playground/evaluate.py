@@ -116,7 +116,7 @@ def main() -> None:
     )
     blocks["real"] = REAL_FILES.read_text(encoding="utf-8").strip()
     blocks["significance"] = _significance_markdown(dict(tables["methods"]), DIRECT)
-    blocks["significance of S"] = _significance_markdown(
+    blocks["against_s"] = _significance_markdown(
         dict(tables["methods"]), K_LORA, ("subject", "style", "both", "truth")
     )
     blocks["pairs"] = _pairs_markdown(dict(tables["methods"]))
