@@ -251,6 +251,7 @@ class WebUI:
         data = self.data.with_name(f"{self.data.name}-{name}")
         server = WebUI(self.install, data, shared=self.shared, **options)
         server.link_models()
+        self.loras.mkdir(parents=True, exist_ok=True)  # this one may be started first, or later
         server.loras.symlink_to(self.loras, target_is_directory=True)
         return server
 
