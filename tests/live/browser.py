@@ -264,8 +264,7 @@ class Page:
         return self.report.inner_text()
 
     def close(self):
-        """Closes the tab, once the server has answered it: of an event whose page has gone Gradio 3
-        forgets everything but the connection, and Reload UI waits for that without end."""
+        """Closes the tab, once the server has answered it."""
         deadline = time.monotonic() + 10
         with suppress(OSError):  # a test may have ended the server
             while time.monotonic() < deadline and self.webui.get("/klora-probe/events") > 0:

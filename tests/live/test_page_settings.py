@@ -168,7 +168,6 @@ def test_the_accordion_opens_with_the_persons_defaults(webui, browser, own):
             page.part("defaults").click()
             page.page.wait_for_timeout(1000)
             assert [page.value(name) for name in ("alpha", "scale", "beta")] == [1.5, "S", 0.5]
-            page.wait_quiet()  # A1111 waits for what a page has asked before it reloads
 
 
 def test_a_paste_and_a_program_still_have_the_papers_for_what_is_left_out(webui, browser, own):

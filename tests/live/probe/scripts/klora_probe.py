@@ -67,9 +67,11 @@ import sys
 import traceback
 from copy import copy
 
+import gradio
 import torch
 from klora_live_host import record
 from modules import processing, script_callbacks, scripts, shared
+from starlette.websockets import WebSocketState
 
 MERGE_ERRORS = {
     "memory": torch.cuda.OutOfMemoryError("raised by klora-probe"),
@@ -699,8 +701,23 @@ def on_model_loaded(model):
         probe.layers_in_memory = sum(type(thing) in kinds for thing in gc.get_objects())
 
 
+def end_forgotten_connections(queue):
+    """Gradio 3 drops an event whose page has gone from its queue, and leaves the connection that
+    brought it open for ever: the next Reload UI waits for it without end, with or without K-LoRA.
+    (queueing.py, clean_event; routes.py, join_queue, which looks at the state that is set here.)"""
+    clean = queue.clean_event
+
+    async def clean_event(event):
+        await clean(event)
+        event.websocket.application_state = WebSocketState.DISCONNECTED
+
+    queue.clean_event = clean_event
+
+
 def on_app_started(demo, app):
     """The routes."""
+    if gradio.__version__.startswith("3.") and getattr(demo, "_queue", None) is not None:
+        end_forgotten_connections(demo._queue)
 
     @app.post("/klora-probe/next")
     def ask(fields: dict):
