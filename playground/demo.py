@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import textwrap
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from lib_klora.plot import describe
 
 from .generate import Playground
 from .judges import Judges
-from .scores import COLUMNS, Scores
+from .scores import COLUMNS, TITLES, Scores
 from .sheet import INK, font, sheet
 from .ways import ALONE, DIRECT, OURS
 
@@ -30,6 +31,11 @@ PAIRS = (
 SEEDS = (0, 1, 2, 3)
 TRUTH = "the true picture"
 _CAPTION = 30
+_MEANING = (
+    "Subject, style, both named: pictures in which the judges name the thing, the set, both, of "
+    "ten things and ten sets; of 456: the thing, of all that there are. Truth, palette, "
+    "silhouette: likeness to the true picture."
+)
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -46,6 +52,7 @@ teaches a thing from its one drawing in another set, one teaches a set from sixt
 Their true picture exists: it is above each. Each column is a seed. The map shows which LoRA each
 attention layer (from top to bottom) gets at each step (from left to right).</p>
 {table}
+<p>{meaning}</p>
 {pairs}
 </html>
 """
@@ -90,7 +97,8 @@ def main() -> None:
     print(_text_table(table))
     page = out / "index.html"
     page.write_text(
-        _PAGE.format(table=_html_table(table), pairs="\n".join(blocks)), encoding="utf-8"
+        _PAGE.format(table=_html_table(table), meaning=_MEANING, pairs="\n".join(blocks)),
+        encoding="utf-8",
     )
     print(f"{time.monotonic() - started:.0f} s. Open {page.resolve().as_uri()}")
 
@@ -124,22 +132,14 @@ def _percent(table: list[tuple[str, Scores]]) -> list[tuple[str, list[str]]]:
 
 
 def _text_table(table: list[tuple[str, Scores]]) -> str:
-    lines = [f"{'':24}" + "".join(f"{word:>12}" for word in COLUMNS)]
-    lines += [
-        f"{name:24}" + "".join(f"{cell:>12}" for cell in row) for name, row in _percent(table)
-    ]
-    return "\n".join(
-        [
-            *lines,
-            "subject, style, both: pictures in which the judges name the thing, the set, both,",
-            "of ten things and ten sets; of_all: the thing, of 456;",
-            "truth, palette, silhouette: likeness to the true picture.",
-        ]
-    )
+    rows = [("", [TITLES[column] for column in COLUMNS]), *_percent(table)]
+    widths = [max(map(len, cells)) + 2 for cells in zip(*(row for _, row in rows), strict=True)]
+    lines = [f"{name:18}" + "".join(map(str.rjust, cells, widths)) for name, cells in rows]
+    return "\n".join([*lines, *textwrap.wrap(_MEANING, len(lines[0]))])
 
 
 def _html_table(table: list[tuple[str, Scores]]) -> str:
-    head = "".join(f"<th>{word}</th>" for word in COLUMNS)
+    head = "".join(f"<th>{TITLES[column]}</th>" for column in COLUMNS)
     body = "".join(
         f"<tr><td>{html.escape(name)}</td>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
         for name, row in _percent(table)

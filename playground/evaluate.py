@@ -28,7 +28,7 @@ from .generate import Playground, altered
 from .judges import Judges, silhouette_iou
 from .model import WEIGHTS
 from .real_files import OUT as REAL_FILES
-from .scores import COLUMNS, PAIRS, SEEDS, Scores, Way, interval, judge, p_value
+from .scores import COLUMNS, PAIRS, SEEDS, TITLES, Scores, Way, interval, judge, p_value
 from .sheet import sheet
 from .ways import (
     ALPHAS,
@@ -57,15 +57,6 @@ from matplotlib import pyplot as plt
 
 DOCS = Path("docs")
 TEMPLATE = Path(__file__).parent / "evaluation.md"
-TITLES = {
-    "subject": "subject",
-    "style": "style",
-    "both": "both named",
-    "of_all": "subject, of 456",
-    "truth": "truth",
-    "palette": "palette",
-    "silhouette": "silhouette",
-}
 SHOWN_PAIRS = (
     ("strawberry", "streamline"), ("turtle", "fluent-3d"), ("rocket", "fluent-black"),
     ("elephant", "streamline"), ("crown", "fluent-3d"), ("tulip", "fluent-black"),

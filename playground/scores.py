@@ -70,6 +70,15 @@ class Scores:
 
 
 COLUMNS = tuple(f.name for f in fields(Scores))
+TITLES = {
+    "subject": "subject",
+    "style": "style",
+    "both": "both named",
+    "of_all": "subject, of 456",
+    "truth": "truth",
+    "palette": "palette",
+    "silhouette": "silhouette",
+}
 
 
 def judge(
